@@ -1,0 +1,62 @@
+"""Files appear whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import SlimrankError
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` on success, remove it on any failure."""
+    path = Path(path)
+    ready(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SlimrankError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def ready(path: str | Path) -> Path:
+    """Check before long work that `path` can be written; make its folder."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise SlimrankError(f"cannot write {path}: it is a folder; name a file with --out")
+        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SlimrankError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from error
+    return path
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The JSON object in a file, or one line that says what is wrong with it."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SlimrankError(f"cannot read {what} {path}: {error.strerror or error}; check the path") from error
+    except ValueError as error:
+        raise SlimrankError(f"{what} {path} is not JSON ({error}); make it again") from error
+    if not isinstance(value, dict):
+        raise SlimrankError(f"{what} {path} holds no JSON object; make it again")
+    return value
