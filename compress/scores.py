@@ -1,0 +1,58 @@
+"""FilterScores, what every ranker returns: one number a unit, higher = keep, with its provenance."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import SlimrankError
+from ..files import read_json, write_json
+from .layers import ChannelMap
+
+
+@dataclass(frozen=True)
+class FilterScores:
+    """`scores[layer]`: one float a unit of the group named after that layer, in the layer's order.
+
+    `estimated` is False when the score is exact on the images given; `evaluations` counts network evaluations.
+    """
+
+    ranker: str
+    scores: dict[str, list[float]]
+    estimated: bool = False
+    evaluations: int = 0
+    seconds: float = 0.0
+    images: int = 0
+    seed: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def flat(cls, ranker: str, channels: ChannelMap) -> "FilterScores":
+        """Equal scores everywhere."""
+        return cls(ranker, {g.name: [1.0] * g.units for g in channels.groups if g.prunable})
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FilterScores":
+        value = read_json(path, "scores file")
+        fields = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
+        try:
+            made = cls(**fields)
+            numbers = torch.tensor([float(s) for layer in made.scores.values() for s in layer])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise SlimrankError(f"scores file {path} is not one that `slimrank rank` writes; make it again") from error
+        if not bool(torch.isfinite(numbers).all()):
+            raise SlimrankError(f"scores file {path} holds NaN or infinite scores; rank again")
+        return made
+
+    def __str__(self) -> str:
+        rows = [f"{self.ranker}: {self.images} images, {self.evaluations} evaluations, {self.seconds:.1f} s"]
+        rows.append(f"  {'layer':32} filters   lowest   median  highest  best five")
+        for name, scores in self.scores.items():
+            s = torch.tensor(scores, dtype=torch.float64)
+            best = torch.argsort(s, descending=True, stable=True)[:5].tolist()
+            rows.append(f"  {name:32} {len(s):7} {s.min():8.3g} {s.median():8.3g} {s.max():8.3g}  {best}")
+        return "\n".join(rows)

@@ -1,0 +1,65 @@
+"""Top-1 and top-5 of anything that turns images into logits."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import SlimrankError
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of `n` images whose class is the largest logit, or among the five largest (all classes when fewer)."""
+
+    top1: float
+    top5: float
+    n: int
+    seconds: float
+    per_class: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"top-1 {self.top1:.4f}  top-5 {self.top5:.4f}  on {self.n:,} images in {self.seconds:.1f} s"
+
+
+def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Accuracy:
+    """Count right decisions. `predict` maps images to logits [images, classes]; ties go to the lower class.
+
+    Raises SlimrankError when a label has no logit or a logit is NaN.
+    """
+    start, top5, n = time.perf_counter(), 0, 0
+    right, seen = torch.zeros(classes), torch.zeros(classes)
+    for images, labels in tqdm(batches, desc="accuracy", leave=False, disable=None):
+        logits = predict(images)
+        if logits.shape[1] != classes:
+            raise SlimrankError(f"the model has {logits.shape[1]} outputs, the data {classes} classes; they must match")
+        if bool(torch.isnan(logits).any()):
+            raise SlimrankError("the model's logits are NaN on real images; the checkpoint is damaged or overflowed")
+        hits = logits.argmax(1) == labels
+        best = logits.topk(min(5, classes), 1).indices
+        top5 += int((best == labels[:, None]).any(1).sum())
+        right += torch.bincount(labels[hits].cpu(), minlength=classes)
+        seen += torch.bincount(labels.cpu(), minlength=classes)
+        n += len(labels)
+    if n == 0:
+        raise SlimrankError("no images to measure accuracy on; check --data and --limit")
+    per_class = (right / seen.clamp_min(1)).tolist()
+    return Accuracy(float(right.sum()) / n, top5 / n, n, time.perf_counter() - start, per_class)
+
+
+def predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model as a function without gradients, in eval mode."""
+
+    def predict(images: Tensor) -> Tensor:
+        model.eval()
+        with torch.inference_mode():
+            return model(images)
+
+    return predict

@@ -1,0 +1,53 @@
+"""Real data and checkpoints for the tests that need them; unpacked once a run."""
+
+import gzip
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("SLIMRANK_SHARED", ROOT.parent / "shared"))
+
+torch.set_num_threads(2)
+
+
+def shared(path: str) -> Path:
+    """A file under shared/, or skip: users have none of this."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"needs {found}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def resnet20() -> Path:
+    return shared("checkpoints/resnet20-12fca82f.th")
+
+
+@pytest.fixture(scope="session")
+def resnet18() -> Path:
+    return shared("checkpoints/resnet18-tiny-imagenet.pt")
+
+
+@pytest.fixture(scope="session")
+def cifar(tmp_path_factory) -> Path:
+    """CIFAR-10 (JPEG) as a folder with train/ and test/."""
+    folder = tmp_path_factory.mktemp("cifar")
+    with tarfile.open(shared("data/cifar10-jpeg.tar.gz")) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "cifar10-jpeg"
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mnist")
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for packed in shared("data/MNIST/raw").glob("*.gz"):
+        with gzip.open(packed) as source, open(raw / packed.stem, "wb") as target:
+            shutil.copyfileobj(source, target)
+    return folder
