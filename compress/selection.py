@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SlimrankError, near
-from .layers import ChannelMap, Group
+from .layers import CONVS, ChannelMap, Group
 from .scores import FilterScores
 
 SCOPES = ("layer", "global")
+NEAR = 0.02  # a budget counts as met this close below it
 
 
 @dataclass(frozen=True)
@@ -65,66 +66,78 @@ def select(
     ratio: float | None = None,
     macs: float | None = None,
     scope: str = "layer",
+    align: int = 1,
 ) -> PruningPlan:
     """Choose the units to keep. Exactly one budget: `ratio`, share of units removed; `macs`, share of MACs kept.
 
-    `macs` is met from below, as near as single units allow. Raises SlimrankError for budgets outside (0, 1), scores of
-    another network, and a budget below what the layers that cannot be pruned cost.
+    The budget is met from the small side, as near as single units allow. `align`: conv layers lose channels in blocks, so
+    that what stays is a multiple of it (ONNX Runtime pays for whole blocks); where blocks alone miss the budget by more
+    than 2 %, single units make up for it. Raises SlimrankError for budgets outside (0, 1), scores of another network, and
+    a budget below what the layers that cannot be pruned cost.
     """
     if (ratio is None) == (macs is None):
         raise SlimrankError("give one budget: --ratio R (share of filters removed) or --macs F (share kept)")
-    name, value = ("--ratio", ratio) if macs is None else ("--macs", macs)
+    name, value = ("ratio", ratio) if macs is None else ("macs", macs)
     if value is None or not 0 < value < 1:
-        raise SlimrankError(f"{name} is {value}, must lie strictly between 0 and 1; 0.5 halves")
+        raise SlimrankError(f"--{name} is {value}, must lie strictly between 0 and 1; 0.5 halves")
     if scope not in SCOPES:
         raise SlimrankError(f"no scope {scope!r}; {near(scope, SCOPES)}")
+    if align < 1:
+        raise SlimrankError(f"--align is {align}, must be at least 1 channel")
     scored = [group for group in channels.groups if group.prunable and group.name in scores.scores]
     if not scored:
         raise SlimrankError("nothing to prune: no prunable layer has scores; `slimrank inspect` says why")
-    order = _order(scored, scores, scope)
-    everything = channels.removed({})
+    steps = _order(model, scored, scores, scope, align)
+    nothing = channels.removed({})
+    units = sum(g.units for g in scored)
 
-    def cost(removed: int) -> int:
-        gone = everything.clone()
-        gone[order[:removed]] = True
-        return channels.macs(model, gone)
+    def cost(gone: Tensor) -> int:
+        return units - int(gone.sum()) if macs is None else channels.macs(model, gone)
 
-    before = cost(0)
-    gone = everything.clone()
-    if ratio is not None:
-        total = sum(g.units for g in scored)
-        gone[order[: min(round(ratio * total), len(order))]] = True
-    else:
-        assert macs is not None
-        target = macs * before
-        low, high = 0, len(order)
-        if cost(high) > target:
-            raise SlimrankError(
-                f"--macs {macs} is out of reach: the layers that must stay cost {cost(high) / before:.3f} of the MACs; "
-                "ask for more"
-            )
-        while low < high:  # fewest removals that meet the target
-            middle = (low + high) // 2
-            low, high = (low, middle) if cost(middle) <= target else (middle + 1, high)
-        gone[order[:low]] = True
-        for unit in reversed(order[:low].tolist()):  # what still fits comes back, best first
-            gone[unit] = False
-            if channels.macs(model, gone) > target:
-                gone[unit] = True
-            if channels.macs(model, gone) > 0.999 * target:
+    def without(n: int) -> Tensor:
+        gone = nothing.clone()
+        gone[torch.cat([torch.empty(0, dtype=torch.long), *steps[:n]])] = True
+        return gone
+
+    target = (value if macs is not None else 1 - value) * cost(nothing)
+    low, high = 0, len(steps)
+    least = cost(without(high))
+    if least > target:
+        share = least / cost(nothing)
+        limit = f"--macs of at least {share:.3f}" if macs is not None else f"--ratio of at most {1 - share:.3f}"
+        raise SlimrankError(f"--{name} {value} is out of reach: what must stay leaves a {limit}; `slimrank inspect` shows it")
+    while low < high:  # fewest removals that meet the target
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(without(middle)) <= target else (middle + 1, high)
+    gone = without(low)
+    singles = [unit for step in steps[:low] for unit in step.split(1)]
+    for candidates in (steps[:low], singles):  # what still fits comes back, best first
+        for step in reversed(candidates):
+            if cost(gone) >= (1 - NEAR) * target:
                 break
-    return _plan(model, channels, scored, gone, before, scores.ranker, scope, {name[2:]: value})
+            back = gone.clone()
+            back[step] = False
+            if cost(back) <= target:
+                gone = back
+    return _plan(model, channels, scored, gone, scores.ranker, scope, {name: value, "align": align})
 
 
-def uniform_like(model: nn.Module, channels: ChannelMap, share: float) -> PruningPlan:
-    """The plain rival: every group cut to the same share of its width, MACs nearest to `share`. Which units is arbitrary."""
-    equal = FilterScores.flat("uniform", channels)
-    return select(model, channels, equal, macs=share, scope="layer")
+def uniform(model: nn.Module, channels: ChannelMap, share: float) -> PruningPlan:
+    """The plain rival: every group cut to the same share of its width, MACs nearest below `share`. Which units is arbitrary."""
+    return select(model, channels, FilterScores.flat("uniform", channels), macs=share, scope="layer")
 
 
-def _order(groups: list[Group], scores: FilterScores, scope: str) -> Tensor:
-    """Global unit numbers, first to go first; the units that must stay and each group's best ones are left out."""
-    keys, units = [], []
+def runtime_block() -> int:
+    """Channels that ONNX Runtime's CPU convolutions pay for at once: 16 with AVX-512, else 8."""
+    return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
+
+
+def _order(
+    model: nn.Module, groups: list[Group], scores: FilterScores, scope: str, align: int
+) -> list[Tensor]:
+    """Steps of removal (global unit numbers), first to go first: aligned blocks, then the units that no block covers."""
+    blocks: list[tuple[float, Tensor]] = []
+    rest: list[tuple[float, Tensor]] = []
     for group in groups:
         score = torch.tensor(scores.scores[group.name], dtype=torch.float64)
         if len(score) != group.units:
@@ -134,18 +147,26 @@ def _order(groups: list[Group], scores: FilterScores, scope: str) -> Tensor:
         score[list(group.fixed)] = torch.inf
         ranked = torch.argsort(score, stable=True)
         floor = max(1, len(group.fixed), round(0.1 * group.units) if scope == "global" else 1)
-        ranked = ranked[: group.units - floor]
+        removable = group.units - floor
         if scope == "layer":
-            key = (torch.arange(len(ranked), dtype=torch.float64) + 0.5) / group.units
+            key = (torch.arange(group.units, dtype=torch.float64) + 0.5) / group.units
         else:
-            finite = score[torch.isfinite(score)]
-            key = score[ranked] / finite.abs().mean().clamp_min(1e-30)
-        keys.append(key)
-        units.append(ranked + group.offset)
-    return torch.cat(units)[torch.argsort(torch.cat(keys), stable=True)]
+            key = score[ranked] / score[torch.isfinite(score)].abs().mean().clamp_min(1e-30)
+        conv = isinstance(model.get_submodule(group.name), CONVS)
+        step = max(1, align // max(1, group.filters // group.units)) if conv else 1
+        start = 0
+        while start < removable:
+            end = start + ((group.units - start) % step or step)
+            aligned = end <= removable
+            end = end if aligned else start + 1
+            (blocks if aligned else rest).append((float(key[start:end].mean()), ranked[start:end] + group.offset))
+            start = end
+    by_key = lambda step: step[0]  # noqa: E731
+    return [units for _, units in [*sorted(blocks, key=by_key), *sorted(rest, key=by_key)]]
 
 
-def _plan(model, channels, groups, gone, before, ranker, scope, budget) -> PruningPlan:
+def _plan(model, channels, groups, gone, ranker, scope, budget) -> PruningPlan:
+    before = channels.macs(model, channels.removed({}))
     keep, widths = {}, {}
     for group in groups:
         kept = (~gone[group.offset : group.offset + group.units]).nonzero().flatten().tolist()

@@ -1,0 +1,73 @@
+"""Influential features as a filter ranking (Badola et al., "Decomposing the Deep", Algorithm 1).
+
+The paper votes among the features that the classifier reads; a feature's score is its count of votes over all classes.
+Our generalisation to inner layers: the same vote over each group's globally averaged |activation|, taken where the last
+layer that reads the group reads it (so that the classifier's own features are ranked exactly as in the paper).
+"""
+
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...errors import SlimrankError
+from ..layers import ChannelMap, captured
+from ..scores import FilterScores
+from ..subspace import vote
+
+SHARE = 0.25  # of a group's units each image votes for, unless k1 is given
+
+
+def rank(
+    model: nn.Module,
+    channels: ChannelMap,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    classes: int,
+    seed: int = 0,
+    k1: int | None = None,
+) -> FilterScores:
+    """Score of a unit: votes over all classes; ties are broken by its mean |activation| (a fraction below 1 is added).
+
+    `batches`: images of the training split. `k1`: votes an image has in each group (default: a quarter of the units,
+    at least one; where `k1` exceeds the units, all of them). One forward pass an image.
+    """
+    start = time.perf_counter()
+    groups = [g for g in channels.groups if g.prunable and channels.readers(g)]
+    reader = {g.name: channels.readers(g)[-1] for g in groups}
+    responses: dict[str, list[Tensor]] = {g.name: [] for g in groups}
+    labels = []
+    model.eval()
+    with torch.inference_mode(), captured(model, sorted(set(reader.values()))) as seen:
+        for images, its in tqdm(batches, desc="influential", leave=False, disable=None):
+            model(images)
+            labels.append(its.cpu())
+            for group in groups:
+                read = seen[reader[group.name]]
+                linear = isinstance(model.get_submodule(reader[group.name]), nn.Linear)
+                responses[group.name].append(response(read, channels.reads[reader[group.name]], group, linear))
+    if not labels:
+        raise SlimrankError("no training images to rank on; check --data")
+    every = torch.cat(labels)
+    scores = {}
+    for group in groups:
+        x = torch.cat(responses[group.name])
+        votes = vote([(x, every)], classes, min(k1 or max(1, round(SHARE * group.units)), group.units))
+        mass = votes.mass.sum(0)
+        scores[group.name] = (votes.histogram.sum(0) + mass / (mass.max() * 1.001).clamp_min(1e-30)).tolist()
+    n = len(every)
+    return FilterScores("influential", scores, False, n, time.perf_counter() - start, n, None, {"k1": k1 or "units/4"})
+
+
+def response(read: Tensor, units: Tensor, group, linear: bool) -> Tensor:
+    """[images, units of the group]: |activation| averaged over positions, summed over the channels of a unit."""
+    size = read.abs()
+    if linear:
+        size = size.flatten(1, -2).mean(1) if size.dim() > 2 else size
+    elif size.dim() > 2:
+        size = size.flatten(2).mean(2)
+    mine = (units >= group.offset) & (units < group.offset + group.units)
+    out = size.new_zeros(len(size), group.units)
+    return out.index_add_(1, units[mine].to(size.device) - group.offset, size[:, mine.to(size.device)]).cpu()

@@ -1,0 +1,54 @@
+"""Does the ONNX file decide like the PyTorch model?"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import SlimrankError
+from ..evaluate.accuracy import predictor
+from ..evaluate.latency import Runner
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Logits of both on `images`: `agreement` is the share of equal decisions, `relative` the largest difference over
+    the logits' spread (standard deviation of all logits). `on`: real images or random inputs."""
+
+    max_abs_diff: float
+    relative: float
+    agreement: float
+    images: int
+    on: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"largest logit difference {self.max_abs_diff:.2e} ({self.relative:.1e} of the spread), "
+            f"same decision on {self.agreement:.4%} of {self.images:,} {self.on}"
+        )
+
+
+def parity(model: nn.Module, runner: Runner, batches: Iterable[tuple[Tensor, Any]], on: str) -> Parity:
+    """Compare a model with its ONNX file, batch by batch; a spread of zero (all logits alike) is an error."""
+    predict = predictor(model)
+    largest, same, n = 0.0, 0, 0
+    total = squares = count = 0.0
+    for images, _ in tqdm(batches, desc="parity", leave=False, disable=None):
+        ours, theirs = predict(images).cpu(), runner(images.cpu())
+        largest = max(largest, float((ours - theirs).abs().max()))
+        same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+        n += len(images)
+        wide = ours.double()
+        total, squares, count = total + float(wide.sum()), squares + float((wide**2).sum()), count + wide.numel()
+    if not n:
+        raise SlimrankError("no images to compare the ONNX file on; check --data and --limit")
+    spread = max(squares / count - (total / count) ** 2, 0.0) ** 0.5
+    if spread < 1e-12 or not torch.isfinite(torch.tensor(spread)):
+        raise SlimrankError("the logits do not vary between images and classes: the model is dead, parity proves nothing")
+    return Parity(largest, largest / spread, same / n, n, on)

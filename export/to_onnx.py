@@ -1,0 +1,85 @@
+"""nn.Module in, one ONNX file out, with everything `slimrank evaluate MODEL.onnx` needs in its metadata."""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ..errors import SlimrankError
+from ..files import whole
+
+KEY = "slimrank"
+
+
+def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[str, Any]) -> Path:
+    """Write `model` as ONNX (dynamo exporter): input `images` [batch, channels, height, width], output `logits`.
+
+    The batch is dynamic, the weights lie inside the one file, `metadata` is stored as JSON under the key `slimrank`.
+    Raises SlimrankError where the exporter refuses the model's forward.
+    """
+    path = Path(path)
+    model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()
+    two = example[:1].cpu().repeat(2, 1, 1, 1)  # one image would be taken for a constant batch
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model, (two,), dynamo=True, external_data=False, verbose=False,
+                input_names=["images"], output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            )  # fmt: skip
+    except Exception as error:  # the exporter raises whatever the traced code raises
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
+        raise SlimrankError(f"the ONNX exporter refuses this model: {reason}; --debug shows where") from error
+    assert program is not None
+    proto = program.model_proto
+    _strip(proto.graph)
+    onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
+    with whole(path) as temporary:
+        onnx.save(proto, temporary)
+    return path
+
+
+def metadata(path: str | Path) -> dict[str, Any]:
+    """What `export` stored; an empty dict for a file that somebody else made."""
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own exceptions differ between versions
+        raise SlimrankError(f"{path} is no ONNX file ({type(error).__name__}); export it again") from error
+    for entry in proto.metadata_props:
+        if entry.key == KEY:
+            return json.loads(entry.value)
+    return {}
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    """Leave out the exporter's notes on every node (paths of this machine among them)."""
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*graph.value_info, *graph.input, *graph.output]:
+        del value.metadata_props[:]
+    del graph.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet():
+    """The exporter talks about itself; its errors still come through as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
