@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,14 +151,10 @@ class CifarResnet(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def _cifar(depth: int) -> Callable[..., nn.Module]:
-    return lambda **arguments: CifarResnet(depth, **arguments)
-
-
 OWN: dict[str, tuple[Callable[..., nn.Module], int]] = {  # name -> constructor, input size
     "lenet5": (Lenet5, 28),
     "vgg16-cifar": (Vgg16Cifar, 32),
-    **{f"resnet{d}-cifar": (_cifar(d), 32) for d in (20, 32, 44, 56, 110)},
+    **{f"resnet{d}-cifar": (partial(CifarResnet, d), 32) for d in (20, 32, 44, 56, 110)},
 }
 
 
@@ -208,9 +205,10 @@ def _constructor(name: str, trusted: bool) -> Callable[..., Any]:
 
 
 def accepts(name: str, argument: str, trusted: bool = True) -> bool:
-    """Whether a constructor takes this argument."""
+    """Whether a constructor names this argument; torchvision's pass `num_classes` on under **kwargs."""
     parameters = inspect.signature(_constructor(name, trusted)).parameters
-    return argument in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    passes_on = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    return argument in parameters or (argument == "num_classes" and passes_on)
 
 
 def input_size(name: str) -> int:

@@ -119,7 +119,13 @@ class Data:
     validation: Images | None
     test: Images | None
     validation_from: str
+    channels: int  # 1 for grey data, 3 for colour
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def validation_seen(self) -> bool:
+        """Whether a model trained on `train` has seen the validation images: never, they are kept apart."""
+        return False
 
     def split(self, name: str) -> Images:
         found = getattr(self, name)
@@ -149,8 +155,9 @@ def open_data(
         classes, parts = _known(kind, place, preprocessing, download)
     else:
         raise SlimrankError(f"no data kind {kind!r}; {near(kind, KINDS)}")
+    channels = 1 if kind in ("digits", "mnist", "fashion-mnist") else 3
     generator = torch.Generator().manual_seed(seed)
-    notes = []
+    notes: list[str] = []
     if parts.get("validation") is None:
         source, share = _share(validation)
         if parts.get(source) is None:
@@ -165,7 +172,7 @@ def open_data(
             name: p and p.subset(torch.randperm(len(p), generator=generator)[:limit].sort().values)
             for name, p in parts.items()
         }
-    return Data(spec, classes, parts.get("train"), parts["validation"], parts.get("test"), validation, notes)
+    return Data(spec, classes, parts.get("train"), parts["validation"], parts.get("test"), validation, channels, notes)
 
 
 def _share(validation: str) -> tuple[str, float]:

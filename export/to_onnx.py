@@ -27,7 +27,7 @@ def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[s
     """
     path = Path(path)
     model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()
-    two = example[:1].cpu().repeat(2, 1, 1, 1)  # one image would be taken for a constant batch
+    two = torch.cat([example[:1].cpu()] * 2)  # one image would be taken for a constant batch
     try:
         with _quiet():
             program = torch.onnx.export(

@@ -1,0 +1,320 @@
+"""rank -> prune -> finetune -> specialize -> export -> bench -> report, resumable.
+
+Every stage leaves its artefact and its result in DIR before the next one starts; both appear whole or not at all. A run
+that was killed goes on after the last stage that finished. DIR belongs to one checkpoint and one set of options.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..errors import SlimrankError, near
+from ..evaluate.accuracy import accuracy, predictor
+from ..evaluate.data import Data, open_data
+from ..evaluate.latency import check_provider, compare
+from ..evaluate.macs import count
+from ..evaluate.report import html
+from ..export.to_onnx import export
+from ..files import read_json, ready, write_json, write_text
+from .checkpoint import Checkpoint, load, save
+from .evaluation import compared, onnx_metadata
+from .finetune import train
+from .head import specialize
+from .layers import channel_map
+from .rankers import DATA_FREE, ranker
+from .scores import FilterScores
+from .selection import PruningPlan, runtime_block, select, uniform
+from .surgery import prune
+
+HEADS = ("auto", "linear", "gather")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `compress` was asked for; a DIR made with other options is refused."""
+
+    data: str | None = None
+    validation: str = "train:0.1"
+    limit: int | None = None
+    download: bool = False
+    ranker: str = "l1"
+    ratio: float | None = None
+    macs: float | None = None
+    scope: str = "layer"
+    align: int | None = None
+    epochs: int = 5
+    lr: float = 0.02
+    augment: str | None = None
+    head: str = "auto"
+    k1: int | None = None
+    k2: int | None = None
+    batch: tuple[int, ...] = (1, 8, 32)
+    threads: tuple[int, ...] = (1,)
+    providers: tuple[str, ...] = ("cpu",)
+    rivals: bool = False
+    scratch_epochs: int = 0  # epochs of a uniform network from scratch, beside the others; the demo sets it
+    seed: int = 0
+    device: str = "cpu"
+
+    def check(self) -> None:
+        for provider in self.providers:
+            check_provider(provider)
+        ranker(self.ranker)
+        if self.head not in HEADS:
+            raise SlimrankError(f"no head {self.head!r}; {near(self.head, HEADS)}")
+        if self.data is None and self.ranker not in DATA_FREE:
+            raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
+        if self.data is None and (self.rivals or self.head == "gather"):
+            raise SlimrankError("--rivals and --head gather need images; add --data")
+
+
+def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -> "Run":
+    """Open DIR for this checkpoint and these options; an unfinished run of the same goes on.
+
+    `reading` goes to `checkpoint.load`. Raises SlimrankError when DIR belongs to something else.
+    """
+    options.check()
+    path, out = Path(path), Path(out)
+    checkpoint = load(path, **reading)
+    asked = {
+        "checkpoint": hashlib.sha256(path.read_bytes()).hexdigest(),
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in {**asdict(options), **reading}.items()},
+        "slimrank": __version__,
+    }
+    if out.exists() and not out.is_dir():
+        raise SlimrankError(f"cannot write into {out}: it is a file; name a folder with --out")
+    ready(out / "state.json")
+    state = {"asked": asked, "stages": []}
+    if (out / "state.json").exists():
+        state = read_json(out / "state.json", "the state of")
+        old = state.get("asked", {})
+        for key, value in asked.items():
+            if old.get(key) != value:
+                what = "another checkpoint" if key == "checkpoint" else f"{key} {old.get(key)!r}, not {value!r}"
+                raise SlimrankError(f"{out} was made with {what}; name another --out, or remove the folder")
+    (out / "stages").mkdir(exist_ok=True)
+    return Run(checkpoint, out, options, state)
+
+
+class Run:
+    """One `compress` on its way. Artefacts lie in DIR/stages, results in DIR/state.json."""
+
+    def __init__(self, checkpoint: Checkpoint, out: Path, options: Options, state: dict[str, Any]):
+        self.input, self.out, self.options, self.state = checkpoint, out, options, state
+        self.data: Data | None = None
+        if options.data:
+            self.data = open_data(
+                options.data, checkpoint.preprocessing,
+                validation=options.validation, limit=options.limit, seed=options.seed,
+                download=options.download,
+            )  # fmt: skip
+            self.input = checkpoint.with_classes(self.data)
+        self.classes = self.input.outputs()
+
+    def finish(self, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+        """Run what is left; returns the report (also report.json and report.html in DIR)."""
+        stages = [self.baseline, self.rank, self.prune, self.finetune, self.rivals, self.specialize, self.export, self.bench]
+        for stage in stages:
+            name = stage.__name__
+            done = self.result(name)
+            if done is None:
+                began = time.perf_counter()
+                result = stage()
+                done = {"name": name, **result, "seconds": round(time.perf_counter() - began, 2)}
+                self.state["stages"].append(done)
+                write_json(self.out / "state.json", self.state)
+                say(f"{name:10} {done['seconds']:7.1f} s  {done['says']}")
+            else:
+                say(f"{name:10}    done     {done['says']}")
+        report = self.report()
+        write_json(self.out / "report.json", report)
+        write_text(self.out / "report.html", html(report))
+        return report
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        return next((s for s in self.state["stages"] if s["name"] == name), None)
+
+    def at(self, name: str) -> Path:
+        return self.out / "stages" / name
+
+    def top1(self, model: nn.Module) -> float | None:
+        """Accuracy on the test split; reported, never chosen on."""
+        if self.data is None:
+            return None
+        return accuracy(predictor(model), self.data.split("test").batches(), self.classes).top1
+
+    def train_images(self):
+        assert self.data is not None
+        return self.data.split("train")
+
+    def tune(self, model: nn.Module, epochs: int, lr: float) -> tuple[nn.Module, dict[str, Any]]:
+        assert self.data is not None
+        o = self.options
+        tuned, training = train(
+            model, self.train_images(), self.data.validation,
+            epochs=epochs, lr=lr, seed=o.seed, device=o.device, augment=o.augment,
+        )  # fmt: skip
+        return tuned, training.to_dict()
+
+    # -- stages ------------------------------------------------------------------------------------------------------
+
+    def baseline(self) -> dict[str, Any]:
+        counted = count(self.input.model, self.input.preprocessing.shape)
+        path = export(self.input.model, self.input.example(), self.at("dense.onnx"), onnx_metadata(self.input))
+        top1 = self.top1(self.input.model)
+        return {
+            "top1": top1, "macs": counted.macs, "params": counted.params, "bytes": path.stat().st_size,
+            "says": f"{counted.macs:,} MACs, {counted.params:,} parameters{_top1(top1)}",
+        }  # fmt: skip
+
+    def rank(self) -> dict[str, Any]:
+        o = self.options
+        channels = channel_map(self.input.model, self.input.example())
+        batches = None if self.data is None or o.ranker in DATA_FREE else self.train_images().batches()
+        scores = ranker(o.ranker)(self.input.model, channels, batches, classes=self.classes, seed=o.seed)
+        scores.save(self.at("scores.json"))
+        return {"ranker": o.ranker, "scores": scores.scores, "says": f"{o.ranker}: {len(scores.scores)} filter groups"}
+
+    def plan(self, ranked: FilterScores) -> tuple[Any, PruningPlan]:
+        o = self.options
+        channels = channel_map(self.input.model, self.input.example())
+        macs = 0.5 if o.macs is None and o.ratio is None else o.macs
+        align = runtime_block() if o.align is None else o.align
+        return channels, select(self.input.model, channels, ranked, ratio=o.ratio, macs=macs, scope=o.scope, align=align)
+
+    def prune(self) -> dict[str, Any]:
+        channels, plan = self.plan(FilterScores.load(self.at("scores.json")))
+        model = prune(self.input.model, channels, plan, self.input.example(2))
+        step = {"step": "prune", "ranker": plan.ranker, "budget": plan.budget, "scope": plan.scope, "widths": plan.widths}
+        save(self.input.then(model, **step), self.at("pruned.safetensors"))
+        top1 = self.top1(model)
+        return {
+            "budget": plan.budget, "scope": plan.scope, "keep": plan.keep, "widths": plan.widths,
+            "macs_before": plan.macs_before, "macs_after": plan.macs_after, "top1": top1,
+            "says": f"{plan.macs_after / plan.macs_before:.1%} of the MACs kept{_top1(top1)} before fine-tuning",
+        }  # fmt: skip
+
+    def finetune(self) -> dict[str, Any]:
+        pruned = load_own(self.at("pruned.safetensors"), self.input)
+        if self.data is None or self.options.epochs == 0:
+            save(pruned, self.at("finetuned.safetensors"))
+            why = "no data" if self.data is None else "--epochs 0"
+            return {"top1": None, "training": None, "says": f"left out: {why}"}
+        model, training = self.tune(pruned.model, self.options.epochs, self.options.lr)
+        step = {"step": "finetune", "epochs": self.options.epochs, "lr": self.options.lr}
+        save(replace(pruned.then(model, **step), validation_seen=pruned.validation_seen), self.at("finetuned.safetensors"))
+        top1 = self.top1(model)
+        return {"top1": top1, "training": training, "says": f"{self.options.epochs} epochs{_top1(top1)}"}
+
+    def rivals(self) -> dict[str, Any]:
+        """The simple ways with the same data and epochs: the dense model tuned on, random filters cut, plain widths."""
+        o, rows = self.options, []
+        if not o.rivals:
+            return {"rows": rows, "says": "left out: add --rivals for the dense model and random filters, trained equally"}
+        assert self.data is not None
+        epochs = max(1, o.epochs)
+        rows.append(self.rival("dense model, fine-tuned equally long", *self.tune(self.input.model, epochs, o.lr)))
+        channels, _ = self.plan(FilterScores.load(self.at("scores.json")))
+        scores = ranker("random")(self.input.model, channels, None, classes=self.classes, seed=o.seed)
+        model = prune(self.input.model, channels, self.plan(scores)[1], self.input.example(2))
+        rows.append(self.rival("random filters, same budget, fine-tuned equally long", *self.tune(model, epochs, o.lr)))
+        if o.scratch_epochs:
+            done = self.result("prune") or {}
+            plan = uniform(self.input.model, channels, done["macs_after"] / done["macs_before"])
+            model = prune(self.input.model, channels, plan, self.input.example(2))
+            torch.manual_seed(o.seed)
+            model.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+            name = f"plain uniform widths, from scratch, {o.scratch_epochs} epochs as all of training took"
+            rows.append(self.rival(name, *self.tune(model, o.scratch_epochs, 0.1)))
+        return {"rows": rows, "says": "; ".join(f"{r['name'].split(',')[0]} {r['top1']:.4f}" for r in rows)}
+
+    def rival(self, name: str, model: nn.Module, training: dict[str, Any]) -> dict[str, Any]:
+        path = self.at(f"rival-{name.split()[0]}.onnx")
+        export(model, self.input.example(), path, {})
+        macs = count(model, self.input.preprocessing.shape).macs
+        return {"name": name, "top1": self.top1(model), "macs": macs, "seconds": training["seconds"], "file": path.name}
+
+    def specialize(self) -> dict[str, Any]:
+        tuned = load_own(self.at("finetuned.safetensors"), self.input)
+        o = self.options
+        if self.data is None or o.head == "linear":
+            save(tuned, self.out / "slim.safetensors")
+            return {"head": "linear", "says": f"dense classifier kept: {'no data' if self.data is None else '--head linear'}"}
+        try:
+            made, result = specialize(
+                tuned, self.data, k1=o.k1, k2=o.k2, layout="auto" if o.head == "auto" else "gather",
+                batches=o.batch, threads=o.threads[0], provider=o.providers[0], judge=self.data.validation,
+            )  # fmt: skip
+        except SlimrankError as error:
+            if o.head != "auto" or o.k1 or o.k2:
+                raise
+            save(tuned, self.out / "slim.safetensors")
+            return {"head": "linear", "says": f"dense classifier kept: {error}"}
+        takes = o.head == "gather" or (result.note.startswith(result.layout) and result.ratio >= 0.99)
+        save(made if takes else tuned, self.out / "slim.safetensors")
+        why = f"top-1 x{result.ratio:.3f} on validation; {result.note or 'asked for'}"
+        says = f"{result.k2} of {result.features} features a class, {'taken' if takes else 'dense classifier kept'}: {why}"
+        return {"head": result.layout if takes else "linear", "result": result.to_dict(), "says": says}
+
+    def export(self) -> dict[str, Any]:
+        slim = load_own(self.out / "slim.safetensors", self.input)
+        counted = count(slim.model, slim.preprocessing.shape)
+        path = export(slim.model, slim.example(), self.out / "model.onnx", onnx_metadata(slim))
+        found = compared(slim, path, self.data, self.options.seed)
+        top1 = self.top1(slim.model)
+        return {
+            "top1": top1, "macs": counted.macs, "params": counted.params, "bytes": path.stat().st_size,
+            "parity": found.to_dict(), "says": f"{path.stat().st_size:,} bytes; {found}",
+        }  # fmt: skip
+
+    def bench(self) -> dict[str, Any]:
+        o = self.options
+        models: dict[str, str | Path] = {"baseline": self.at("dense.onnx"), "compressed": self.out / "model.onnx"}
+        for row in (self.result("rivals") or {}).get("rows", []):
+            if not row["name"].startswith("dense"):
+                models[row["name"].split(",")[0]] = self.at(row["file"])
+        found = compare(models, providers=o.providers, batches=o.batch, threads=o.threads)
+        ours = [s for s in found.speedups if s["model"] == "compressed"]
+        shown = ", ".join(f"{s['speedup']:.2f}x at batch {s['batch']}" for s in ours)
+        slower = [s for s in ours if s["speedup"] < 1.02]
+        why = "; not faster: ONNX Runtime pays for whole blocks of channels, and these layers stay in theirs" if slower else ""
+        return {**found.to_dict(), "table": str(found), "says": shown + why}
+
+    # -- report ------------------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        stages = self.state["stages"]
+        by_name = {s["name"]: s for s in stages}
+        seen = self.input.validation_seen
+        side = {}
+        for key, stage in (("baseline", "baseline"), ("compressed", "export")):
+            found = by_name[stage]
+            rows = [r for r in by_name["bench"]["results"] if r["model"] == key]
+            side[key] = {k: found[k] for k in ("top1", "macs", "params", "bytes")}
+            side[key]["flops"] = 2 * found["macs"]
+            side[key]["latency"] = rows
+        return {
+            "model": self.input.name, "classes": self.input.classes, **side, "stages": stages,
+            "options": self.state["asked"], "machine": by_name["bench"]["machine"],
+            "test_images": None if self.data is None else len(self.data.split("test")),
+            "validation_seen_in_training": seen, "slimrank": __version__,
+            "seconds": round(sum(s["seconds"] for s in stages), 1),
+        }  # fmt: skip
+
+
+def load_own(path: Path, like: Checkpoint) -> Checkpoint:
+    """A slim file that this run wrote: the model's name is the one the user gave."""
+    return load(path, name=like.name)
+
+
+def _top1(top1: float | None) -> str:
+    return "" if top1 is None else f", top-1 {top1:.4f}"

@@ -1,0 +1,72 @@
+"""Charts as SVG text; plain dicts in."""
+
+import io
+import math
+
+import numpy as np
+
+
+def bars(scores: dict[str, list[float]], kept: dict[str, list[int]] | None = None, columns: int = 4) -> str:
+    """One bar chart a layer, a bar a filter in the layer's order; filters that were cut are pale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    columns = min(columns, max(1, len(scores)))
+    rows = math.ceil(len(scores) / columns)
+    figure = Figure(figsize=(3.1 * columns, 1.55 * rows), layout="constrained")
+    for i, (layer, values) in enumerate(scores.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        heights = np.array(values)
+        stays = np.ones(len(heights), bool)
+        if kept is not None and layer in kept:
+            stays[:] = False
+            stays[kept[layer]] = True
+        # one filled outline for all bars of a colour: a few hundred bytes, however many filters
+        edges = np.arange(len(heights) + 1) - 0.5
+        low = min(0.0, float(heights.min()))
+        for mask, colour in ((stays, "#2463a6"), (~stays, "#d9b38c")):
+            if mask.any():
+                axes.stairs(np.where(mask, heights, low), edges, baseline=low, fill=True, color=colour)
+        axes.set_title(layer, fontsize=7, loc="left")
+        axes.set_xlim(-0.5, len(heights) - 0.5)
+        axes.set_ylim(low, max(float(heights.max()), low + 1e-9) * 1.05)
+        axes.tick_params(labelsize=6, length=2)
+        axes.locator_params(axis="y", nbins=3)
+        axes.locator_params(axis="x", nbins=5, integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def widths(before: dict[str, int], after: dict[str, int]) -> str:
+    """Filters a layer, before (outline) and after (filled)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    names = list(before)
+    figure = Figure(figsize=(7.5, 0.22 * len(names) + 0.6), layout="constrained")
+    axes = figure.add_subplot()
+    place = np.arange(len(names))[::-1]
+    axes.barh(place, [before[n] for n in names], 0.8, color="#eef2f6", edgecolor="#9aa7b4", linewidth=0.5)
+    axes.barh(place, [after[n] for n in names], 0.8, color="#2463a6")
+    for y, name in zip(place, names, strict=True):
+        axes.text(before[name], y, f" {before[name]} → {after[name]}", va="center", fontsize=6)
+    axes.set_yticks(place, names, fontsize=6)
+    axes.tick_params(axis="x", labelsize=6)
+    axes.set_xlabel("filters", fontsize=7)
+    axes.set_xlim(0, max(before.values()) * 1.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def _svg(figure) -> str:
+    buffer = io.StringIO()
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "slimrank"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
