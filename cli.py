@@ -181,16 +181,13 @@ def checkpoint(args: argparse.Namespace) -> Any:
 
 
 def opener(args: argparse.Namespace) -> Callable[[Any], Any]:
-    """The data set, once the model's preprocessing is known; what the user should know goes to stderr."""
+    """The data set, once the model's preprocessing is known."""
     from slimrank.evaluate.data import open_data
 
     def opened(preprocessing: Any) -> Any:
-        data = open_data(
+        return open_data(
             args.data, preprocessing, validation=args.validation, limit=args.limit, seed=args.seed, download=args.download
         )
-        for note in data.notes:
-            say(f"note: {note}")
-        return data
 
     return opened
 
@@ -346,6 +343,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         say(f"error: {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a defect, --debug shows where")
         return 1
+    if result.get("validation_seen_in_training", False) is not False and args.verb != "compress":
+        from slimrank.compress.checkpoint import SEEN
+
+        if args.validation.startswith("train"):
+            say(SEEN)
     print(text, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(result))

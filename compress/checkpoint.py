@@ -26,6 +26,10 @@ from .surgery import fit_attributes, replace_tensor
 
 FORMAT = 1
 HEADER = "slimrank"
+SEEN = (
+    "warning: whoever trained this checkpoint may have trained on the validation images, and accuracy there is then memory; "
+    "--validation test:0.2 takes them from the test split"
+)
 NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 
 
@@ -39,7 +43,7 @@ class Checkpoint:
     preprocessing: Preprocessing
     classes: list[str] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
-    validation_seen: bool | None = None  # did training see the images that rankers call validation?
+    trained_on: dict[str, Any] | None = None  # Data.identity of our own training; None for anybody else's
 
     def then(self, model: nn.Module, **step: Any) -> "Checkpoint":
         """The same checkpoint one step on."""
@@ -65,6 +69,12 @@ class Checkpoint:
             )
         return replace(self, classes=data.classes)
 
+    def validation_seen(self, data: Data) -> bool | None:
+        """Whether training saw what `data` calls validation: known for our own training, else None."""
+        if self.trained_on is None or self.trained_on["data"] != data.spec:
+            return None
+        return data.validation_from.startswith("train") and self.trained_on != data.identity
+
     def outputs(self) -> int:
         self.model.eval()
         with torch.inference_mode():
@@ -82,7 +92,7 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
         "preprocessing": vars(checkpoint.preprocessing),
         "classes": checkpoint.classes,
         "history": checkpoint.history,
-        "validation_seen": checkpoint.validation_seen,
+        "trained_on": checkpoint.trained_on,
     }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with whole(path) as temporary:
@@ -227,7 +237,7 @@ def _from_header(path: Path, state: dict[str, Tensor], header: dict[str, Any], t
             preprocessing,
             header["classes"],
             header["history"],
-            header["validation_seen"],
+            header["trained_on"],
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SlimrankError(f"{path} has a header that slimrank did not write ({error!r}); make it again") from error

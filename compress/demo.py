@@ -1,6 +1,7 @@
 """`slimrank demo`: the paper's ResNet-20 on scikit-learn's digits, trained here, then all of `compress`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ..evaluate.data import open_data
@@ -11,7 +12,7 @@ from .pipeline import Options, Run, start
 from .training import fresh
 
 MODEL, SIZE, SEED = "resnet20-cifar", 16, 0
-EPOCHS, FINETUNE = 20, 10
+EPOCHS, FINETUNE = 12, 8
 
 
 def prepare(out: str | Path, say: Callable[[str], None]) -> Run:
@@ -24,7 +25,7 @@ def prepare(out: str | Path, say: Callable[[str], None]) -> Run:
         data = open_data("digits", blank.preprocessing, seed=SEED)
         model, training = train(blank.model, data.split("train"), data.validation, epochs=EPOCHS, lr=0.1, seed=SEED)
         made = blank.then(model, step="train", epochs=EPOCHS, lr=0.1, seed=SEED, images=len(data.split("train")))
-        save(made, trained)
+        save(replace(made, trained_on=data.identity), trained)
         say(f"train      {training.seconds:7.1f} s  {MODEL} on {len(data.split('train')):,} digits, {EPOCHS} epochs")
     options = Options(
         data="digits", epochs=FINETUNE, lr=0.05, batch=(1, 8, 32), rivals=True, scratch_epochs=EPOCHS + FINETUNE, seed=SEED

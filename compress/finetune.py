@@ -46,7 +46,7 @@ def train(
     *,
     epochs: int,
     lr: float,
-    batch: int = 128,
+    batch: int | None = None,
     weight_decay: float = 5e-4,
     seed: int = 0,
     device: str = "cpu",
@@ -56,6 +56,7 @@ def train(
 ) -> tuple[nn.Module, Training]:
     """Train a copy of `model`: SGD with Nesterov momentum 0.9, one epoch's warm-up at most, cosine to zero.
 
+    `batch`: images a step (default: 128, 32 where there are fewer than 5,000 images, so that an epoch has enough steps).
     `teacher`: half of the loss becomes cross-entropy against its softened logits (Hinton et al. 2015, temperature 4).
     `augment`: `shift` by up to an eighth of the image, `flip` left-right; default `shift+flip` for colour images and
     `shift` for grey ones (digits are not mirror images). With `keep_best` and a validation split, the weights of its
@@ -67,6 +68,7 @@ def train(
     if augment not in AUGMENT:
         raise SlimrankError(f"no augmentation {augment!r}; {near(augment, AUGMENT)}")
     start = time.perf_counter()
+    batch = batch or (128 if len(images) >= 5000 else 32)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)

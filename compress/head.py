@@ -168,19 +168,17 @@ def time_heads(
 
 
 def fastest(timed: Comparison) -> tuple[str, str]:
-    """The layout with the best geometric mean over the settings, and one line on whether it beats the dense layer."""
-    means: dict[str, float] = {}
-    worst: dict[str, float] = {}
-    for layout in {s["model"] for s in timed.speedups}:
-        its = torch.tensor([s["speedup"] for s in timed.speedups if s["model"] == layout])
-        means[layout], worst[layout] = float(its.log().mean().exp()), float(its.min())
-    best = max(means, key=means.__getitem__)
-    if means[best] > 1.05 and worst[best] >= 0.95:
-        return best, f"{best} is {means[best]:.2f}x as fast as the dense layer (never under {worst[best]:.2f}x)"
-    return best, (
-        f"no layout beats the dense layer by the clock: gather runs at {means['gather']:.2f}x its speed, "
-        f"dense with zeros at {means['dense']:.2f}x"
-    )
+    """The layout to write, and one line on how it stands against the dense layer.
+
+    `gather` is taken where its geometric mean over the settings beats the dense layer and no setting is slower beyond
+    noise; else `dense`, which is the dense layer's own product with zeros in it.
+    """
+    speedups = torch.tensor([s["speedup"] for s in timed.speedups if s["model"] == "gather"])
+    mean, worst = float(speedups.log().mean().exp()), float(speedups.min())
+    told = f"gathered subspaces run at {mean:.2f}x the dense layer's speed, {worst:.2f}x at worst"
+    if mean > 1.05 and worst >= 0.95:
+        return "gather", told
+    return "dense", f"no layout beats the dense layer by the clock: {told}"
 
 
 def random_heads(features: int, classes: int, k: int, seed: int = 0) -> dict[str, nn.Module]:

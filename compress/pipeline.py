@@ -7,7 +7,7 @@ that was killed goes on after the last stage that finished. DIR belongs to one c
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..evaluate.macs import count
 from ..evaluate.report import html
 from ..export.to_onnx import export
 from ..files import read_json, ready, write_json, write_text
-from .checkpoint import Checkpoint, load, save
+from .checkpoint import SEEN, Checkpoint, load, save
 from .evaluation import compared, onnx_metadata
 from .finetune import train
 from .head import specialize
@@ -33,6 +33,7 @@ from .scores import FilterScores
 from .selection import PruningPlan, runtime_block, select, uniform
 from .surgery import prune
 
+HEAD_KEEPS = 0.99  # of the dense top-1 on validation, for the automatic head
 HEADS = ("auto", "linear", "gather")
 
 
@@ -116,10 +117,13 @@ class Run:
                 download=options.download,
             )  # fmt: skip
             self.input = checkpoint.with_classes(self.data)
+        self.seen = None if self.data is None else self.input.validation_seen(self.data)
         self.classes = self.input.outputs()
 
     def finish(self, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
         """Run what is left; returns the report (also report.json and report.html in DIR)."""
+        if self.data is not None and self.seen is not False and self.data.validation_from.startswith("train"):
+            say(SEEN)
         stages = [self.baseline, self.rank, self.prune, self.finetune, self.rivals, self.specialize, self.export, self.bench]
         for stage in stages:
             name = stage.__name__
@@ -211,7 +215,7 @@ class Run:
             return {"top1": None, "training": None, "says": f"left out: {why}"}
         model, training = self.tune(pruned.model, self.options.epochs, self.options.lr)
         step = {"step": "finetune", "epochs": self.options.epochs, "lr": self.options.lr}
-        save(replace(pruned.then(model, **step), validation_seen=pruned.validation_seen), self.at("finetuned.safetensors"))
+        save(pruned.then(model, **step), self.at("finetuned.safetensors"))
         top1 = self.top1(model)
         return {"top1": top1, "training": training, "says": f"{self.options.epochs} epochs{_top1(top1)}"}
 
@@ -259,9 +263,9 @@ class Run:
                 raise
             save(tuned, self.out / "slim.safetensors")
             return {"head": "linear", "says": f"dense classifier kept: {error}"}
-        takes = o.head == "gather" or (result.note.startswith(result.layout) and result.ratio >= 0.99)
+        takes = o.head == "gather" or (result.layout == "gather" and result.ratio >= HEAD_KEEPS)
         save(made if takes else tuned, self.out / "slim.safetensors")
-        why = f"top-1 x{result.ratio:.3f} on validation; {result.note or 'asked for'}"
+        why = f"{result.ratio:.1%} of its top-1 on validation; {result.note or 'asked for'}"
         says = f"{result.k2} of {result.features} features a class, {'taken' if takes else 'dense classifier kept'}: {why}"
         return {"head": result.layout if takes else "linear", "result": result.to_dict(), "says": says}
 
@@ -294,7 +298,6 @@ class Run:
     def report(self) -> dict[str, Any]:
         stages = self.state["stages"]
         by_name = {s["name"]: s for s in stages}
-        seen = self.input.validation_seen
         side = {}
         for key, stage in (("baseline", "baseline"), ("compressed", "export")):
             found = by_name[stage]
@@ -306,7 +309,7 @@ class Run:
             "model": self.input.name, "classes": self.input.classes, **side, "stages": stages,
             "options": self.state["asked"], "machine": by_name["bench"]["machine"],
             "test_images": None if self.data is None else len(self.data.split("test")),
-            "validation_seen_in_training": seen, "slimrank": __version__,
+            "validation_seen_in_training": self.seen, "slimrank": __version__,
             "seconds": round(sum(s["seconds"] for s in stages), 1),
         }  # fmt: skip
 

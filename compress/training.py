@@ -72,9 +72,9 @@ def finetune(
     checkpoint.model.to("cpu")
     after = accuracy(predictor(model), data.split("test").batches(), len(data.classes))
     made = checkpoint.then(model, step=step, epochs=epochs, lr=lr, seed=seed, images=len(data.split("train")))
-    seen = data.validation_seen if step == "train" and checkpoint.validation_seen is None else checkpoint.validation_seen
-    made = replace(made, validation_seen=seen)
+    if step == "train" and len(checkpoint.history) == 1 and checkpoint.history[0]["step"] == "build":
+        made = replace(made, trained_on=data.identity)  # nobody trained it before
     result = {"top1_before": before.top1, "top1_after": after.top1, "n": after.n, "training": training.to_dict()}
-    result["validation_seen_in_training"] = made.validation_seen
+    result["validation_seen_in_training"] = made.validation_seen(data)
     says = f"{training}\ntop-1 {before.top1:.4f} -> {after.top1:.4f} on {after.n:,} test images"
     return made, {**result, "says": says}

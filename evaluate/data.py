@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits of one data set. `notes` are for the user's eyes."""
+    """The three splits of one data set."""
 
     spec: str
     classes: list[str]
@@ -120,12 +120,13 @@ class Data:
     test: Images | None
     validation_from: str
     channels: int  # 1 for grey data, 3 for colour
-    notes: list[str] = field(default_factory=list)
+    seed: int
+    limit: int | None
 
     @property
-    def validation_seen(self) -> bool:
-        """Whether a model trained on `train` has seen the validation images: never, they are kept apart."""
-        return False
+    def identity(self) -> dict[str, Any]:
+        """What decides which images are in which split."""
+        return {"data": self.spec, "validation": self.validation_from, "seed": self.seed, "limit": self.limit}
 
     def split(self, name: str) -> Images:
         found = getattr(self, name)
@@ -157,7 +158,6 @@ def open_data(
         raise SlimrankError(f"no data kind {kind!r}; {near(kind, KINDS)}")
     channels = 1 if kind in ("digits", "mnist", "fashion-mnist") else 3
     generator = torch.Generator().manual_seed(seed)
-    notes: list[str] = []
     if parts.get("validation") is None:
         source, share = _share(validation)
         if parts.get(source) is None:
@@ -172,7 +172,7 @@ def open_data(
             name: p and p.subset(torch.randperm(len(p), generator=generator)[:limit].sort().values)
             for name, p in parts.items()
         }
-    return Data(spec, classes, parts.get("train"), parts["validation"], parts.get("test"), validation, channels, notes)
+    return Data(spec, classes, parts.get("train"), parts["validation"], parts.get("test"), validation, channels, seed, limit)
 
 
 def _share(validation: str) -> tuple[str, float]:
