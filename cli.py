@@ -219,69 +219,75 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; `{self.prog} --help` lists what it takes\n")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Options are described once and shared by the verbs that take them."""
     top = Parser(prog="slimrank", description="Rank, cut, specialise, export and time CNN classifiers.")
     top.add_argument("--version", action="version", version=f"slimrank {__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="the result as one JSON object on stdout")
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--device", default="cpu", help="cpu or cuda, for PyTorch's part")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
 
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model", metavar="NAME", help="for foreign checkpoints: resnet20-cifar, resnet18, package.module:function, ...")
+    model = Parser(add_help=False)
+    model.add_argument(
+        "--model", metavar="NAME", help="for foreign checkpoints: resnet20-cifar, resnet18, package.module:function, ..."
+    )
     model.add_argument("--model-arg", metavar="K=V", type=pair, action="append", default=[])
     model.add_argument("--mean", type=floats, help="for foreign checkpoints, comma-separated (default: ImageNet's)")
     model.add_argument("--std", type=floats)
     model.add_argument("--size", type=int, help="image size for foreign checkpoints (default: the network's own)")
     model.add_argument("--trust-pickle", action="store_true", help="unpickle a file that holds code (it will run)")
 
-    def data(required: bool) -> argparse.ArgumentParser:
-        made = argparse.ArgumentParser(add_help=False)
+    def data(required: bool) -> Parser:
+        made = Parser(add_help=False)
         made.add_argument("--data", metavar="SPEC", required=required, help="digits, mnist:DIR, cifar10:DIR, folder:DIR, ...")
         made.add_argument("--validation", default="train:0.1", help="train:F or test:F (default train:0.1)")
         made.add_argument("--limit", type=int, help="at most this many images of each split")
         made.add_argument("--download", action="store_true")
         return made
 
-    target = argparse.ArgumentParser(add_help=False)
+    target = Parser(add_help=False)
     target.add_argument("--batch", type=many(int), default=[1, 8, 32], help="batch sizes, comma-separated")
     target.add_argument("--threads", type=many(int), default=[1], help="thread counts, comma-separated")
     target.add_argument("--providers", "--provider", type=many(str), default=["cpu"], help="cpu, cuda")
 
-    budget = argparse.ArgumentParser(add_help=False)
+    budget = Parser(add_help=False)
     budget.add_argument("--ranker", default=None, help="influential, l1 (default), random")
     budget.add_argument("--ratio", type=float, help="share of filters to remove")
     budget.add_argument("--macs", type=float, help="share of MACs to keep")
-    budget.add_argument("--scope", default="layer", help="layer (default): uniform shares; global: scores compared across layers")
-    budget.add_argument("--align", type=int, help="keep conv widths at multiples of this (default: ONNX Runtime's block; 1: off)")
+    budget.add_argument(
+        "--scope", default="layer", help="layer (default): uniform shares; global: scores compared across layers"
+    )
+    budget.add_argument(
+        "--align", type=int, help="keep conv widths at multiples of this (default: ONNX Runtime's block; 1: off)"
+    )
 
-    def training(epochs: int, lr: float) -> argparse.ArgumentParser:
-        made = argparse.ArgumentParser(add_help=False)
+    def training(epochs: int, lr: float) -> Parser:
+        made = Parser(add_help=False)
         made.add_argument("--epochs", type=int, default=epochs)
         made.add_argument("--lr", type=float, default=lr)
         made.add_argument("--augment", help="none, shift, shift+flip (default: flip for colour images only)")
         return made
 
-    subspaces = argparse.ArgumentParser(add_help=False)
+    subspaces = Parser(add_help=False)
     subspaces.add_argument("--k1", type=int, help="features an image votes for (default: as k2)")
     subspaces.add_argument("--k2", type=int, help="features a class keeps (default: an eighth, at least 5)")
 
-    def verb(function: Callable[..., Any], *parents: argparse.ArgumentParser, name: str = "") -> argparse.ArgumentParser:
+    def verb(function: Callable[..., Any], *parents: Parser, name: str = "") -> Parser:
         made = verbs.add_parser(
             name or function.__name__, parents=[common, *parents], help=function.__doc__, description=function.__doc__
         )
         made.set_defaults(run=function)
         return made
 
-    def reads(made: argparse.ArgumentParser, what: str = "checkpoint") -> argparse.ArgumentParser:
+    def reads(made: Parser, what: str = "checkpoint") -> Parser:
         made.add_argument("checkpoint", type=Path, help=what)
         return made
 
-    def writes(made: argparse.ArgumentParser, what: str, default: str | None = None) -> argparse.ArgumentParser:
+    def writes(made: Parser, what: str, default: str | None = None) -> Parser:
         made.add_argument("--out", "-o", type=Path, required=default is None, default=default, help=what)
         return made
 

@@ -225,11 +225,7 @@ def _from_header(path: Path, state: dict[str, Tensor], header: dict[str, Any], t
         for module in model.modules():
             fit_attributes(module)
         _fill(model, state, path, header["model"])
-        preprocessing = Preprocessing(
-            int(header["preprocessing"]["size"]),
-            tuple(map(float, header["preprocessing"]["mean"])),
-            tuple(map(float, header["preprocessing"]["std"])),
-        )
+        preprocessing = Preprocessing.from_dict(header["preprocessing"])
         return Checkpoint(
             model.eval(),
             header["model"],

@@ -12,7 +12,7 @@ from .pipeline import Options, Run, start
 from .training import fresh
 
 MODEL, SIZE, SEED = "resnet20-cifar", 16, 0
-EPOCHS, FINETUNE = 12, 8
+EPOCHS, FINETUNE = 10, 6
 
 
 def prepare(out: str | Path, say: Callable[[str], None]) -> Run:

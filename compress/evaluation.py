@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..errors import SlimrankError
 from ..evaluate.accuracy import Accuracy, accuracy, predictor
 from ..evaluate.data import Data, Preprocessing
@@ -14,7 +15,6 @@ from ..evaluate.latency import Runner
 from ..export.parity import Parity, parity
 from ..export.to_onnx import export as to_onnx
 from ..export.to_onnx import metadata
-from .. import __version__
 from .checkpoint import Checkpoint
 
 Opener = Callable[[Preprocessing], Data]
@@ -34,7 +34,7 @@ def of_onnx(path: Path, opener: Opener, reading: dict[str, Any], provider: str, 
     runner = Runner(path, provider)
     known = metadata(path)
     if "preprocessing" in known:
-        preprocessing = Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in known["preprocessing"].items()})
+        preprocessing = Preprocessing.from_dict(known["preprocessing"])
     else:
         _, channels, height, _ = [*runner.input.shape, None, None, None][:4]
         size = reading["size"] or height

@@ -71,7 +71,7 @@ def train(
     batch = batch or (128 if len(images) >= 5000 else 32)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    model = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.SGD(
@@ -121,7 +121,7 @@ def train(
         model.load_state_dict(best[2])
     options = {"batch": batch, "weight_decay": weight_decay, "augment": augment, "teacher": teacher is not None}
     seconds = time.perf_counter() - start
-    model = model.to("cpu", memory_format=torch.contiguous_format).eval()
+    model = model.cpu().to(memory_format=torch.contiguous_format).eval()
     return model, Training(epochs, lr, len(images), seconds, losses, tops, best[1], seed, options)
 
 

@@ -17,8 +17,8 @@ from ..evaluate.data import Data, Images
 from ..evaluate.latency import Comparison, compare
 from ..export.to_onnx import export
 from .checkpoint import Checkpoint
-from .layers import channel_map
 from .subspace import LAYOUTS, SubspaceLinear, classifier, features, truncate, vote
+from .tracing import channel_map
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,9 @@ def time_heads(
 ) -> Comparison:
     """Latency of final layers on their own, input [batch, features], in one interleaved run; the first is the rival."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: export(head, torch.zeros(1, features), Path(folder) / f"{name}.onnx", {}) for name, head in heads.items()}
+        paths = {
+            name: export(head, torch.zeros(1, features), Path(folder) / f"{name}.onnx", {}) for name, head in heads.items()
+        }
         return compare(paths, providers=providers, batches=batches, threads=threads, seconds=seconds)
 
 

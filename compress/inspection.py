@@ -5,7 +5,7 @@ from typing import Any
 
 from ..evaluate.macs import Macs, count
 from .checkpoint import Checkpoint
-from .layers import channel_map
+from .tracing import channel_map
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Lenet5(nn.Module):
 
     `widths`: filters of conv1, conv2 and neurons of fc1, fc2; 10-20-100-25 is the paper's, 20-50-800-500 and 6-16-120-84
     are the classic ones. `padding` 0 (28 -> 24 -> 12 -> 8 -> 4 positions a side; widths 5-7-45-20 make 7,227 parameters and
-    137,543 MACs) or 2 (28 -> 28 -> 14 -> 14 -> 7; 17,622 parameters): Adamczewski & Park mix the two counts.
+    134,140 MACs, 137,543 with biases counted) or 2 (28 -> 28 -> 14 -> 14 -> 7; 17,622 parameters): Adamczewski & Park mix the two counts.
     """
 
     def __init__(
@@ -127,9 +127,11 @@ class CifarBlock(nn.Module):
 class CifarResnet(nn.Module):
     """ResNet for CIFAR (He et al. 2016, section 4.2), option-A shortcuts, names of the public CIFAR checkpoints."""
 
-    def __init__(
-        self, depth: int, num_classes: int = 10, in_channels: int = 3, widths: Sequence[int] = (16, 32, 64)
-    ):
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+
+    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, widths: Sequence[int] = (16, 32, 64)):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])

@@ -7,7 +7,7 @@ that was killed goes on after the last stage that finished. DIR belongs to one c
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from .checkpoint import SEEN, Checkpoint, load, save
 from .evaluation import compared, onnx_metadata
 from .finetune import train
 from .head import specialize
-from .layers import channel_map
+from .layers import stays
 from .rankers import DATA_FREE, ranker
 from .scores import FilterScores
 from .selection import PruningPlan, runtime_block, select, uniform
 from .surgery import prune
+from .tracing import channel_map
 
 HEAD_KEEPS = 0.99  # of the dense top-1 on validation, for the automatic head
 HEADS = ("auto", "linear", "gather")
@@ -169,6 +170,13 @@ class Run:
         )  # fmt: skip
         return tuned, training.to_dict()
 
+    def original(self, indices: list[list[int]]) -> list[list[int]]:
+        """Feature numbers of the pruned network as those of the input checkpoint."""
+        channels = channel_map(self.input.model, self.input.example())
+        gone = channels.removed((self.result("prune") or {})["keep"])
+        kept = stays(channels.reads[channels.classifier], gone).nonzero().flatten().tolist()
+        return [[kept[i] for i in row] for row in indices]
+
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def baseline(self) -> dict[str, Any]:
@@ -221,12 +229,13 @@ class Run:
 
     def rivals(self) -> dict[str, Any]:
         """The simple ways with the same data and epochs: the dense model tuned on, random filters cut, plain widths."""
-        o, rows = self.options, []
+        o = self.options
+        rows: list[dict[str, Any]] = []
         if not o.rivals:
             return {"rows": rows, "says": "left out: add --rivals for the dense model and random filters, trained equally"}
         assert self.data is not None
         epochs = max(1, o.epochs)
-        rows.append(self.rival("dense model, fine-tuned equally long", *self.tune(self.input.model, epochs, o.lr)))
+        rows.append(self.rival("dense model, fine-tuned equally long", *self.tune(self.input.model, epochs, o.lr), timed=False))
         channels, _ = self.plan(FilterScores.load(self.at("scores.json")))
         scores = ranker("random")(self.input.model, channels, None, classes=self.classes, seed=o.seed)
         model = prune(self.input.model, channels, self.plan(scores)[1], self.input.example(2))
@@ -236,14 +245,17 @@ class Run:
             plan = uniform(self.input.model, channels, done["macs_after"] / done["macs_before"])
             model = prune(self.input.model, channels, plan, self.input.example(2))
             torch.manual_seed(o.seed)
-            model.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+            for module in model.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
             name = f"plain uniform widths, from scratch, {o.scratch_epochs} epochs as all of training took"
             rows.append(self.rival(name, *self.tune(model, o.scratch_epochs, 0.1)))
         return {"rows": rows, "says": "; ".join(f"{r['name'].split(',')[0]} {r['top1']:.4f}" for r in rows)}
 
-    def rival(self, name: str, model: nn.Module, training: dict[str, Any]) -> dict[str, Any]:
-        path = self.at(f"rival-{name.split()[0]}.onnx")
-        export(model, self.input.example(), path, {})
+    def rival(self, name: str, model: nn.Module, training: dict[str, Any], timed: bool = True) -> dict[str, Any]:
+        path = self.at(f"rival-{name.split()[0]}.onnx") if timed else self.at("dense.onnx")  # same shapes, same time
+        if timed:
+            export(model, self.input.example(), path, {})
         macs = count(model, self.input.preprocessing.shape).macs
         return {"name": name, "top1": self.top1(model), "macs": macs, "seconds": training["seconds"], "file": path.name}
 
@@ -263,6 +275,7 @@ class Run:
                 raise
             save(tuned, self.out / "slim.safetensors")
             return {"head": "linear", "says": f"dense classifier kept: {error}"}
+        result = replace(result, indices=self.original(result.indices))
         takes = o.head == "gather" or (result.layout == "gather" and result.ratio >= HEAD_KEEPS)
         save(made if takes else tuned, self.out / "slim.safetensors")
         why = f"{result.ratio:.1%} of its top-1 on validation; {result.note or 'asked for'}"
@@ -284,7 +297,7 @@ class Run:
         o = self.options
         models: dict[str, str | Path] = {"baseline": self.at("dense.onnx"), "compressed": self.out / "model.onnx"}
         for row in (self.result("rivals") or {}).get("rows", []):
-            if not row["name"].startswith("dense"):
+            if row["file"] != "dense.onnx":
                 models[row["name"].split(",")[0]] = self.at(row["file"])
         found = compare(models, providers=o.providers, batches=o.batch, threads=o.threads)
         ours = [s for s in found.speedups if s["model"] == "compressed"]

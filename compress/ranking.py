@@ -12,16 +12,18 @@ from ..evaluate.macs import count
 from ..evaluate.plots import bars
 from ..files import ready, write_text
 from .checkpoint import Checkpoint, save
-from .layers import channel_map
 from .rankers import DATA_FREE, ranker
 from .scores import FilterScores
 from .selection import runtime_block, select
 from .surgery import prune as cut
+from .tracing import channel_map
 
 Opener = Callable[[Preprocessing], Data]
 
 
-def scored(checkpoint: Checkpoint, name: str, data: Data | None, *, seed: int, device: str = "cpu", **options: Any) -> FilterScores:
+def scored(
+    checkpoint: Checkpoint, name: str, data: Data | None, *, seed: int, device: str = "cpu", **options: Any
+) -> FilterScores:
     """Run one ranker; the paper's histogram reads the training split."""
     function = ranker(name)
     if name not in DATA_FREE and data is None:
@@ -83,7 +85,7 @@ def prune(
     save(made, out)
     shape = checkpoint.preprocessing.shape
     before, after = count(checkpoint.model, shape), count(smaller, shape)
-    tops = [None, None]
+    tops: list[Any] = [None, None]
     if data is not None:
         test = data.split("test")
         tops = [accuracy(predictor(m), test.batches(), len(data.classes)).top1 for m in (checkpoint.model, smaller)]

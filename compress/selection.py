@@ -132,9 +132,7 @@ def runtime_block() -> int:
     return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
 
 
-def _order(
-    model: nn.Module, groups: list[Group], scores: FilterScores, scope: str, align: int
-) -> list[Tensor]:
+def _order(model: nn.Module, groups: list[Group], scores: FilterScores, scope: str, align: int) -> list[Tensor]:
     """Steps of removal (global unit numbers), first to go first: aligned blocks, then the units that no block covers."""
     blocks: list[tuple[float, Tensor]] = []
     rest: list[tuple[float, Tensor]] = []

@@ -93,7 +93,7 @@ class Votes:
 
         Bins without a vote follow by largest mean |x|.
         """
-        classes, features = self.histogram.shape
+        features = self.histogram.shape[1]
         if not 1 <= k2 <= features:
             raise SlimrankError(f"--k2 is {k2}, the classifier reads {features} features; choose 1 to {features}")
         mean = self.mass / self.images[:, None].clamp_min(1)
@@ -136,9 +136,7 @@ def classifier(model: nn.Module, channels: ChannelMap) -> nn.Linear:
     return module
 
 
-def features(
-    model: nn.Module, layer: str, batches: Iterable[tuple[Tensor, Tensor]]
-) -> Iterable[tuple[Tensor, Tensor]]:
+def features(model: nn.Module, layer: str, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
     """What a layer reads, batch by batch: ([images, m], labels)."""
     model.eval()
     with torch.inference_mode(), captured(model, [layer]) as seen:

@@ -18,7 +18,9 @@ __all__ = ["finetune", "fresh", "from_scratch_or_checkpoint", "save"]
 Opener = Callable[[Preprocessing], Data]
 
 
-def fresh(name: str, arguments: dict[str, Any] | None, classes: list[str], channels: int, size: int | None, seed: int) -> Checkpoint:
+def fresh(
+    name: str, arguments: dict[str, Any] | None, classes: list[str], channels: int, size: int | None, seed: int
+) -> Checkpoint:
     """A network with random weights, fitted to the data's classes (and channels, where its constructor takes them)."""
     arguments = dict(arguments or {})
     wanted = {"num_classes": len(classes), "in_channels": channels}

@@ -41,6 +41,11 @@ class Preprocessing:
         mean, std = IMAGENET if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
         return cls(size, mean, std)
 
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "Preprocessing":
+        """From what `vars` gave, through JSON."""
+        return cls(int(value["size"]), tuple(map(float, value["mean"])), tuple(map(float, value["std"])))
+
     @property
     def shape(self) -> tuple[int, int, int]:
         return len(self.mean), self.size, self.size
@@ -169,8 +174,7 @@ def open_data(
         if limit < 1:
             raise SlimrankError(f"--limit is {limit}, must be at least 1 image")
         parts = {
-            name: p and p.subset(torch.randperm(len(p), generator=generator)[:limit].sort().values)
-            for name, p in parts.items()
+            name: p and p.subset(torch.randperm(len(p), generator=generator)[:limit].sort().values) for name, p in parts.items()
         }
     return Data(spec, classes, parts.get("train"), parts["validation"], parts.get("test"), validation, channels, seed, limit)
 

@@ -8,7 +8,7 @@ threads do not sit on another's cores. On a GPU the time includes copying images
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Comparison:
 
 
 def compare(
-    models: dict[str, str | Path],
+    models: Mapping[str, str | Path],
     *,
     providers: Sequence[str] = ("cpu",),
     batches: Sequence[int] = (1, 8, 32),

@@ -19,7 +19,6 @@ def _conv(out: Tensor, args: tuple[Any, ...]) -> int:
     return out.numel() * args[1][0].numel()  # every output element sums one filter
 
 
-
 FORMULAS = {
     "conv1d": _conv,
     "conv2d": _conv,

@@ -6,17 +6,19 @@ from typing import Any
 from .plots import bars, widths
 
 STYLE = """
-:root { color-scheme: light; --ink: #1c2733; --pale: #5b6b7a; --line: #dde3e9; --blue: #2463a6; --good: #1b7a43; --bad: #a63a24 }
+:root { color-scheme: light; --ink: #1c2733; --pale: #5b6b7a; --line: #dde3e9; --good: #1b7a43; --bad: #a63a24 }
 * { box-sizing: border-box }
 body { margin: 0 auto; padding: 24px 16px 64px; max-width: 980px; color: var(--ink); background: #fff;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
-h1 { font-size: 24px; margin: 0 0 4px } h2 { font-size: 18px; margin: 36px 0 8px } p { margin: 6px 0 } .pale { color: var(--pale) }
+h1 { font-size: 24px; margin: 0 0 4px } h2 { font-size: 18px; margin: 36px 0 8px }
+p { margin: 6px 0 } .pale { color: var(--pale) }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 20px 0 }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px }
 .card b { display: block; font-size: 22px; line-height: 1.25 } .card span { color: var(--pale); font-size: 13px }
-.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { text-align: left } td.text { text-align: left; white-space: normal; min-width: 240px }
+th:first-child, td:first-child, th.text { text-align: left } td.text { text-align: left; white-space: normal; min-width: 180px }
 th { color: var(--pale); font-weight: 600 } .good { color: var(--good) } .bad { color: var(--bad) }
 svg { max-width: 100%; height: auto; display: block } .wide svg { min-width: 620px }
 """
@@ -37,8 +39,7 @@ def html(report: dict[str, Any]) -> str:
         parts.append(_section("Beside the simple ways", _rivals(report, rows, stages), note))
     prune = stages["prune"]
     kept = prune["keep"]
-    changed = {n: w for n, w in prune["widths"].items()}
-    chart = widths({n: w[0] for n, w in changed.items()}, {n: w[1] for n, w in changed.items()})
+    chart = widths({n: w[0] for n, w in prune["widths"].items()}, {n: w[1] for n, w in prune["widths"].items()})
     note = "Filters of each group, named after its first layer: outline before, filled after."
     parts.append(_section("Widths", f'<div class="scroll wide">{chart}</div>', note))
     chart = bars(stages["rank"]["scores"], kept)
@@ -62,7 +63,7 @@ def _section(title: str, content: str, note: str = "") -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    top = "".join(f"<th>{h}</th>" for h in head)
+    top = "".join(h if h.startswith("<th") else f"<th>{h}</th>" for h in head)
     body = "\n".join("<tr>" + "".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -102,7 +103,12 @@ def _sides(report: dict[str, Any]) -> str:
     rows = [["top-1, test", _percent(before["top1"]), _percent(after["top1"]), ""]]
     if after["top1"] is not None:
         rows[0][3] = f"{100 * (after['top1'] - before['top1']):+.2f} points"
-    for key, label in (("macs", "MACs an image"), ("flops", "FLOPs an image"), ("params", "parameters"), ("bytes", "bytes, ONNX")):
+    for key, label in (
+        ("macs", "MACs an image"),
+        ("flops", "FLOPs an image"),
+        ("params", "parameters"),
+        ("bytes", "bytes, ONNX"),
+    ):
         rows.append([label, f"{before[key]:,}", f"{after[key]:,}", f"{after[key] / before[key]:.1%}"])
     return _table(["", "before", "after", "kept"], rows)
 
@@ -128,10 +134,10 @@ def _latency(bench: dict[str, Any]) -> str:
     for r in bench["results"]:
         ratio = base[r["provider"], r["batch"], r["threads"]] / r["median_ms"]
         rows.append([
-            escape(r["model"]), r["provider"], str(r["batch"]), str(r["threads"]), f"{r['median_ms']:.3f}",
-            f"{r['p10_ms']:.3f}", f"{r['p90_ms']:.3f}", "" if r["model"] == "baseline" else f"{ratio:.2f}x",
+            escape(r["model"]), str(r["batch"]), f"{r['median_ms']:.3f}", "" if r["model"] == "baseline" else f"{ratio:.2f}x",
+            f"{r['p10_ms']:.3f}", f"{r['p90_ms']:.3f}", str(r["threads"]), r["provider"],
         ])  # fmt: skip
-    return _table(["model", "provider", "batch", "threads", "median ms", "p10", "p90", "speedup"], rows)
+    return _table(["model", "batch", "median ms", "speedup", "p10", "p90", "threads", "provider"], rows)
 
 
 def _machine(report: dict[str, Any]) -> str:
@@ -149,7 +155,14 @@ def _rivals(report: dict[str, Any], rows: list[dict[str, Any]], stages: dict[str
     made = [["<b>this model</b>", _percent(ours["top1"]), f"{ours['macs']:,}", f"{times['compressed', batch]:.3f}"]]
     for row in rows:
         key = "baseline" if row["name"].startswith("dense") else row["name"].split(",")[0]
-        made.append([escape(row["name"]), _percent(row["top1"]), f"{row['macs']:,}", f"{times[key, batch]:.3f}"])
+        made.append(
+            [
+                f'<td class="text">{escape(row["name"])}</td>',
+                _percent(row["top1"]),
+                f"{row['macs']:,}",
+                f"{times[key, batch]:.3f}",
+            ]
+        )
     return _table(["", "top-1, test", "MACs", f"ms, batch {batch}"], made)
 
 
@@ -161,13 +174,13 @@ def _head_section(report: dict[str, Any], stage: dict[str, Any]) -> str:
         shown = ", ".join(map(str, index[:64])) + (" ..." if len(index) > 64 else "")
         rows.append([escape(name), f'<td class="text">{shown}</td>'])
     note = (
-        f"{escape(stage['says'])}. For each class, the features of the pruned network that most of its training images "
-        f"are strongest in (k1={result['k1']}, k2={result['k2']}). On validation: dense {_percent(result['top1_dense'])}, "
+        f"{escape(stage['says'])}. For each class, the features (numbered as in the input checkpoint) that most of its "
+        f"training images are strongest in (k1={result['k1']}, k2={result['k2']}). On validation: dense {_percent(result['top1_dense'])}, "
         f"subspaces {_percent(result['top1_head'])}, head MACs {result['head_macs_before']:,} to {result['head_macs_after']:,}."
     )
-    return _section("Class-specific subspaces", _table(["class", "features"], rows), note)
+    return _section("Class-specific subspaces", _table(["class", '<th class="text">features</th>'], rows), note)
 
 
 def _stages(stages: list[dict[str, Any]]) -> str:
     rows = [[escape(s["name"]), f"{s['seconds']:.1f}", f'<td class="text">{escape(s["says"])}</td>'] for s in stages]
-    return _table(["stage", "seconds", ""], rows)
+    return _table(["stage", "seconds", '<th class="text">what</th>'], rows)

@@ -26,7 +26,7 @@ def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[s
     Raises SlimrankError where the exporter refuses the model's forward.
     """
     path = Path(path)
-    model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()
+    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
     two = torch.cat([example[:1].cpu()] * 2)  # one image would be taken for a constant batch
     try:
         with _quiet():

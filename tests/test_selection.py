@@ -1,0 +1,151 @@
+"""Rankers, budgets and MACs."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slimrank.compress import models
+from slimrank.compress.rankers import RANKERS
+from slimrank.compress.rankers.influential import rank as influential
+from slimrank.compress.scores import FilterScores
+from slimrank.compress.selection import PruningPlan, select, uniform
+from slimrank.compress.subspace import vote
+from slimrank.compress.surgery import prune
+from slimrank.compress.tracing import channel_map
+from slimrank.errors import SlimrankError
+from slimrank.evaluate.macs import count
+
+from .reference import macs_by_hand
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    model = models.build("resnet20-cifar").eval()
+    return model, channel_map(model, torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["resnet20-cifar", "lenet5", "vgg16-cifar", "resnet18", "mobilenet_v2", "densenet121"])
+def test_macs_three_ways(name):
+    """Dispatched operations, the channel map's closed form, and sizes by hand."""
+    model = models.build(name).eval()
+    shape = (models.input_channels(model), 32, 32) if name != "lenet5" else (1, 28, 28)
+    counted = count(model, shape)
+    channels = channel_map(model, torch.zeros(1, *shape))
+    assert counted.macs == macs_by_hand(model, shape) == channels.macs(model, channels.removed({}))
+    assert counted.macs == sum(layer["macs"] for layer in counted.layers.values())
+    assert counted.params == sum(layer["params"] for layer in counted.layers.values())
+
+
+def test_published_macs():
+    assert count(models.build("resnet18"), (3, 224, 224)).macs == 1_814_073_344
+    assert count(models.build("resnet20-cifar"), (3, 32, 32)).macs == 40_551_040
+    paper = models.build("lenet5", {"widths": (5, 7, 45, 20)})
+    biases = 5 * 24 * 24 + 7 * 8 * 8 + 45 + 20 + 10  # the paper counts them
+    assert (count(paper, (1, 28, 28)).macs + biases, count(paper, (1, 28, 28)).params) == (137_543, 7_227)
+    assert count(models.build("lenet5", {"widths": (5, 7, 45, 20), "padding": 2}), (1, 28, 28)).params == 17_622
+
+
+@settings(max_examples=25, deadline=None)
+@given(share=st.floats(0.15, 0.9), scope=st.sampled_from(["layer", "global"]), align=st.sampled_from([1, 8, 16]), seed=st.integers(0, 99))
+def test_macs_budget_is_met_and_exact(resnet, share, scope, align, seed):
+    model, channels = resnet
+    scores = RANKERS["random"](model, channels, seed=seed)
+    try:
+        plan = select(model, channels, scores, macs=share, scope=scope, align=align)
+    except SlimrankError as error:
+        assert "out of reach" in str(error)
+        return
+    kept = plan.macs_after / plan.macs_before
+    assert 0.98 * share <= kept <= share
+    smaller = prune(model, channels, plan, torch.randn(1, 3, 32, 32))
+    assert count(smaller, (3, 32, 32)).macs == plan.macs_after
+    assert PruningPlan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
+def test_ratio_budget_counts_filters(resnet, ratio):
+    model, channels = resnet
+    plan = select(model, channels, RANKERS["l1"](model, channels), ratio=ratio)
+    before, after = (sum(w[i] for w in plan.widths.values()) for i in (0, 1))
+    assert abs((before - after) / before - ratio) <= 1 / before + 0.02
+
+
+def test_aligned_widths(resnet):
+    model, channels = resnet
+    plan = select(model, channels, RANKERS["l1"](model, channels), macs=0.6, align=16)
+    assert sum(width % 16 == 0 for _, width in plan.widths.values()) >= len(plan.widths) - 1
+    plain = uniform(model, channels, 0.5)
+    shares = [after / before for before, after in plain.widths.values()]
+    assert max(shares) - min(shares) < 0.08
+
+
+def test_the_best_filters_stay(resnet):
+    model, channels = resnet
+    scores = RANKERS["l1"](model, channels)
+    plan = select(model, channels, scores, ratio=0.5)
+    for name, keep in plan.keep.items():
+        values = torch.tensor(scores.scores[name])
+        lost = [i for i in range(len(values)) if i not in keep]
+        assert not lost or values[keep].min() >= values[lost].max()
+
+
+def test_l1_is_the_sum_over_the_tied_layers(resnet):
+    model, channels = resnet
+    scores = RANKERS["l1"](model, channels).scores
+    layers = [n for n in channels.group("layer2.0.conv2").layers if "conv" in n]
+    assert layers == ["layer2.0.conv2", "layer2.1.conv2", "layer2.2.conv2"]
+    expected = sum(model.get_submodule(n).weight.detach().abs().sum((1, 2, 3)) for n in layers)
+    torch.testing.assert_close(torch.tensor(scores["layer2.0.conv2"]), expected.float())
+
+
+def test_influential_is_algorithm_1_at_the_classifier(resnet):
+    model, channels = resnet
+    x, labels = torch.randn(40, 3, 32, 32), torch.arange(40) % 10
+    ranked = influential(model, channels, [(x[:25], labels[:25]), (x[25:], labels[25:])], classes=10, k1=5)
+    from slimrank.compress.subspace import features
+
+    read = list(features(model, "linear", [(x, labels)]))
+    votes = vote(read, 10, 5).histogram.sum(0)
+    last = torch.tensor(ranked.scores["layer3.0.conv2"])
+    assert torch.equal(last.floor().long(), votes)
+    assert ranked.evaluations == 40
+    assert set(ranked.scores) == {g.name for g in channels.groups if g.prunable}
+
+
+def test_a_dead_filter_comes_last():
+    model = models.build("vgg16-cifar").eval()
+    model.features[1].weight.data[7] = 0
+    model.features[1].bias.data[7] = 0
+    channels = channel_map(model, torch.randn(1, 3, 32, 32))
+    ranked = influential(model, channels, [(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)], classes=10)
+    assert ranked.scores["features.0"][7] == 0
+
+
+def test_scores_round_trip(tmp_path, resnet):
+    model, channels = resnet
+    scores = RANKERS["random"](model, channels, seed=3)
+    scores.save(tmp_path / "s.json")
+    assert FilterScores.load(tmp_path / "s.json") == scores
+
+
+def test_bad_budgets(resnet):
+    model, channels = resnet
+    scores = RANKERS["l1"](model, channels)
+    for wrong, match in (
+        ({"ratio": 0}, "between 0 and 1"),
+        ({"ratio": 1.5}, "between 0 and 1"),
+        ({"macs": -0.1}, "between 0 and 1"),
+        ({"macs": float("nan")}, "between 0 and 1"),
+        ({}, "one budget"),
+        ({"ratio": 0.5, "macs": 0.5}, "one budget"),
+        ({"macs": 0.0001}, "out of reach"),
+        ({"macs": 0.5, "scope": "nowhere"}, "no scope"),
+        ({"macs": 0.5, "align": 0}, "--align"),
+    ):
+        with pytest.raises(SlimrankError, match=match):
+            select(model, channels, scores, **wrong)
+    other = FilterScores("l1", {"conv1": [1.0, 2.0]})
+    with pytest.raises(SlimrankError, match="rank this checkpoint"):
+        select(model, channels, other, macs=0.5)
