@@ -226,7 +226,7 @@ def _from_header(path: Path, state: dict[str, Tensor], header: dict[str, Any], t
             fit_attributes(module)
         _fill(model, state, path, header["model"])
         preprocessing = Preprocessing.from_dict(header["preprocessing"])
-        return Checkpoint(
+        made = Checkpoint(
             model.eval(),
             header["model"],
             header["arguments"],
@@ -235,7 +235,9 @@ def _from_header(path: Path, state: dict[str, Tensor], header: dict[str, Any], t
             header["history"],
             header["trained_on"],
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        made.outputs()  # a header that does not fit the tensors shows here, not in the user's hands
+        return made
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         raise SlimrankError(f"{path} has a header that slimrank did not write ({error!r}); make it again") from error
 
 

@@ -21,7 +21,8 @@ class Lenet5(nn.Module):
 
     `widths`: filters of conv1, conv2 and neurons of fc1, fc2; 10-20-100-25 is the paper's, 20-50-800-500 and 6-16-120-84
     are the classic ones. `padding` 0 (28 -> 24 -> 12 -> 8 -> 4 positions a side; widths 5-7-45-20 make 7,227 parameters and
-    134,140 MACs, 137,543 with biases counted) or 2 (28 -> 28 -> 14 -> 14 -> 7; 17,622 parameters): Adamczewski & Park mix the two counts.
+    134,140 MACs, 137,543 with biases counted) or 2 (28 -> 28 -> 14 -> 14 -> 7; 17,622 parameters):
+    Adamczewski & Park mix the two counts.
     """
 
     def __init__(

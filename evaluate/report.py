@@ -175,8 +175,9 @@ def _head_section(report: dict[str, Any], stage: dict[str, Any]) -> str:
         rows.append([escape(name), f'<td class="text">{shown}</td>'])
     note = (
         f"{escape(stage['says'])}. For each class, the features (numbered as in the input checkpoint) that most of its "
-        f"training images are strongest in (k1={result['k1']}, k2={result['k2']}). On validation: dense {_percent(result['top1_dense'])}, "
-        f"subspaces {_percent(result['top1_head'])}, head MACs {result['head_macs_before']:,} to {result['head_macs_after']:,}."
+        f"training images are strongest in (k1={result['k1']}, k2={result['k2']}). On validation: dense "
+        f"{_percent(result['top1_dense'])}, subspaces {_percent(result['top1_head'])}; head MACs "
+        f"{result['head_macs_before']:,} to {result['head_macs_after']:,}."
     )
     return _section("Class-specific subspaces", _table(["class", '<th class="text">features</th>'], rows), note)
 

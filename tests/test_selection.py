@@ -48,15 +48,16 @@ def test_published_macs():
 
 
 @settings(max_examples=25, deadline=None)
-@given(share=st.floats(0.15, 0.9), scope=st.sampled_from(["layer", "global"]), align=st.sampled_from([1, 8, 16]), seed=st.integers(0, 99))
+@given(
+    share=st.floats(0.15, 0.9),
+    scope=st.sampled_from(["layer", "global"]),
+    align=st.sampled_from([1, 8, 16]),
+    seed=st.integers(0, 99),
+)
 def test_macs_budget_is_met_and_exact(resnet, share, scope, align, seed):
     model, channels = resnet
     scores = RANKERS["random"](model, channels, seed=seed)
-    try:
-        plan = select(model, channels, scores, macs=share, scope=scope, align=align)
-    except SlimrankError as error:
-        assert "out of reach" in str(error)
-        return
+    plan = select(model, channels, scores, macs=share, scope=scope, align=align)
     kept = plan.macs_after / plan.macs_before
     assert 0.98 * share <= kept <= share
     smaller = prune(model, channels, plan, torch.randn(1, 3, 32, 32))

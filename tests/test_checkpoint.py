@@ -1,0 +1,222 @@
+"""Checkpoints: everybody's in, the slim one out and back in a fresh process."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from slimrank.compress import models
+from slimrank.compress.checkpoint import Checkpoint, load, save
+from slimrank.compress.rankers import RANKERS
+from slimrank.compress.selection import select
+from slimrank.compress.subspace import truncate
+from slimrank.compress.surgery import prune
+from slimrank.compress.tracing import channel_map
+from slimrank.errors import SlimrankError
+from slimrank.evaluate.data import Preprocessing
+
+FRESH = """
+import sys, torch
+from slimrank.compress.checkpoint import load
+c = load(sys.argv[1])
+assert "torch_pruning" not in sys.modules
+x = torch.randn(3, *c.preprocessing.shape, generator=torch.Generator().manual_seed(1))
+with torch.inference_mode():
+    torch.save([c.model(x), c.classes, c.history, [str(m) for m in c.model.modules()]], sys.argv[2])
+"""
+
+
+def pruned(name: str, arguments: dict | None = None, size: int = 64, head: bool = False) -> Checkpoint:
+    torch.manual_seed(0)
+    model = models.build(name, arguments).eval()
+    shape = (models.input_channels(model), size, size)
+    channels = channel_map(model, torch.zeros(1, *shape))
+    plan = select(model, channels, RANKERS["random"](model, channels, seed=1), macs=0.4)
+    smaller = prune(model, channels, plan, torch.randn(1, *shape))
+    if head:
+        dense = smaller.get_submodule(channels.classifier)
+        index = torch.stack([torch.randperm(dense.in_features)[:6] for _ in range(dense.out_features)]).sort(1).values
+        smaller.linear = truncate(dense, index)
+    preprocessing = Preprocessing.default(shape[0], size)
+    return Checkpoint(smaller, name, arguments or {}, preprocessing, None, [{"step": "prune", "note": "größer"}])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "head"),
+    [
+        ("resnet20-cifar", 32, True),
+        ("lenet5", 28, False),
+        ("resnet18", 64, False),
+        ("densenet121", 64, False),
+        ("mobilenet_v2", 64, False),
+        ("resnext50_32x4d", 64, False),
+    ],
+)
+def test_slim_checkpoints_round_trip_in_a_fresh_process(tmp_path, name, size, head):
+    made = pruned(name, size=size, head=head)
+    save(made, tmp_path / "slim.safetensors")
+    subprocess.run([sys.executable, "-c", FRESH, tmp_path / "slim.safetensors", tmp_path / "out.pt"], check=True, cwd=tmp_path)
+    logits, classes, history, modules = torch.load(tmp_path / "out.pt")
+    x = torch.randn(3, *made.preprocessing.shape, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert torch.equal(logits, made.model(x))
+    assert (classes, history) == (made.classes, made.history)
+    assert modules == [str(m) for m in made.model.modules()]
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_pruned_twice(tmp_path):
+    save(pruned("resnet20-cifar", size=32), tmp_path / "a.safetensors")
+    once = load(tmp_path / "a.safetensors")
+    channels = channel_map(once.model, once.example())
+    plan = select(once.model, channels, RANKERS["l1"](once.model, channels), macs=0.5)
+    twice = prune(once.model, channels, plan, once.example())
+    save(once.then(twice, step="again"), tmp_path / "b.safetensors")
+    again = load(tmp_path / "b.safetensors")
+    torch.testing.assert_close(again.model(once.example()), twice(once.example()))
+
+
+@pytest.mark.parametrize("wrap", ["plain", "nested", "module", "model"])
+def test_foreign_files(tmp_path, wrap):
+    torch.manual_seed(0)
+    model = models.build("resnet20-cifar", {"num_classes": 7})
+    state = {k: v for k, v in model.state_dict().items() if "num_batches" not in k}
+    if wrap == "module":
+        state = {f"module.{k}": v for k, v in state.items()}
+    values = {"nested": {"epoch": 3, "state_dict": state}, "module": {"state_dict": state}, "model": {"model": state}}
+    value = values.get(wrap, state)
+        wrap, {"model": state}
+    )
+    torch.save(value, tmp_path / "foreign.pth")
+    found = load(tmp_path / "foreign.pth", name="resnet20-cifar")
+    assert found.arguments == {"num_classes": 7}  # told by the last bias
+    x = found.example()
+    assert torch.equal(found.model(x), model.eval()(x))
+    assert found.preprocessing == Preprocessing(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "foreign.safetensors")
+    assert torch.equal(load(tmp_path / "foreign.safetensors", name="resnet20-cifar").model(x), model(x))
+
+
+def test_the_shared_checkpoints_load(resnet20, resnet18):
+    assert load(resnet20, name="resnet20-cifar").outputs() == 10
+    assert load(resnet18, size=64).name == "resnet18"  # the file names a network that we know
+    assert load(resnet18, size=64).outputs() == 200
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_code_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for value in (Code(), {"state_dict": {"a": torch.zeros(1)}, "optimizer": Code()}):
+        torch.save(value, "evil.pt")
+        with pytest.raises(SlimrankError, match="would run code"):
+            load("evil.pt", name="lenet5")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(SlimrankError):
+        load("raw.pt", name="lenet5")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_pickled_module_only_when_trusted(tmp_path):
+    model = models.build("lenet5")
+    torch.save(model, tmp_path / "whole.pt")
+    with pytest.raises(SlimrankError, match="--trust-pickle"):
+        load(tmp_path / "whole.pt", name="lenet5")
+    assert load(tmp_path / "whole.pt", name="lenet5", trust_pickle=True).outputs() == 10
+
+
+def test_damaged_and_odd_files(tmp_path):
+    save(pruned("lenet5", size=28), tmp_path / "ok.safetensors")
+    whole = (tmp_path / "ok.safetensors").read_bytes()
+    torch.save(models.build("lenet5").state_dict(), tmp_path / "ok.pt")
+    pt = (tmp_path / "ok.pt").read_bytes()
+    cases = {
+        "cut.safetensors": (whole[: len(whole) // 2], "damaged"),
+        "empty.safetensors": (b"", "damaged"),
+        "cut.pt": (pt[: len(pt) // 2], "damaged"),
+        "empty.pt": (b"", "damaged"),
+        "text.pt": (b"hello, this is no checkpoint", "damaged"),
+    }
+    for name, (content, match) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(SlimrankError, match=match):
+            load(tmp_path / name, name="lenet5")
+    with pytest.raises(SlimrankError, match="no checkpoint at"):
+        load(tmp_path / "missing.pt")
+    torch.save({"epoch": 3}, tmp_path / "stateless.pt")
+    with pytest.raises(SlimrankError, match="no state_dict"):
+        load(tmp_path / "stateless.pt", name="lenet5")
+    with pytest.raises(SlimrankError, match="--model NAME"):
+        load(tmp_path / "ok.pt")
+    with pytest.raises(SlimrankError, match="vgg16"):
+        load(tmp_path / "ok.pt", name="vgg16_cifar")
+    with pytest.raises(SlimrankError, match="check --model"):
+        load(tmp_path / "ok.pt", name="resnet18")
+    with pytest.raises(SlimrankError, match="check --model"):
+        load(tmp_path / "ok.pt", name="lenet5", arguments={"widths": [1, 2, 3, 4]})
+    with pytest.raises(SlimrankError, match="--model-arg"):
+        load(tmp_path / "ok.pt", name="lenet5", arguments={"depth": 4})
+    with pytest.raises(SlimrankError, match="its own model"):
+        load(tmp_path / "ok.safetensors", size=32)
+    state = models.build("lenet5").state_dict()
+    state["conv2.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    with pytest.raises(SlimrankError, match=r"conv2\.weight holds NaN"):
+        load(tmp_path / "nan.pt", name="lenet5")
+
+
+def test_hostile_headers(tmp_path):
+    """Header edits: an error in one line, never an import, never a traceback of another kind."""
+    save(pruned("resnet20-cifar", size=32, head=True), tmp_path / "ok.safetensors")
+    tensors = load_file(tmp_path / "ok.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "ok.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["slimrank"])
+    edits = [
+        {"model": "os:system"}, {"model": "subprocess:run"}, {"model": "nothing"}, {"model": 3}, {"format": 99}, {"modules": 5},
+        {"modules": {"linear": {"type": "SubspaceLinear", "layout": "dense", "in_features": -1}}},
+        {"modules": {"nowhere": {"groups": 2}}}, {"preprocessing": None}, {"preprocessing": {"size": "x"}},
+        {"arguments": {"num_classes": "ten"}},
+        {"modules": {"layer2.0.shortcut": {"source": [99] * 32, "in_channels": 3}}},
+    ]  # fmt: skip
+    for edit in edits:
+        save_file(tensors, tmp_path / "bad.safetensors", {"slimrank": json.dumps({**header, **edit})})
+        with pytest.raises(SlimrankError):
+            load(tmp_path / "bad.safetensors")
+
+
+def test_a_users_model_is_named_on_the_command_line(tmp_path):
+    name = "slimrank_user_model:fixed_pad_net"
+    (tmp_path / "slimrank_user_model.py").write_text(
+        "from torch import nn\n"
+        "def fixed_pad_net(num_classes=5):\n"
+        "    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)\n"
+        "    return nn.Sequential(*layers)\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        made = pruned(name, size=32)
+        save(made, tmp_path / "own.safetensors")
+        with pytest.raises(SlimrankError, match="say --model"):
+            load(tmp_path / "own.safetensors")
+        again = load(tmp_path / "own.safetensors", name=name)
+        torch.testing.assert_close(again.model(made.example()), made.model(made.example()))
+    finally:
+        sys.path.remove(str(tmp_path))
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    made = pruned("lenet5", size=28)
+    made.history.append({"bad": object()})
+    with pytest.raises(TypeError):
+        save(made, tmp_path / "half.safetensors")
+    assert list(tmp_path.iterdir()) == []

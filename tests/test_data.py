@@ -1,0 +1,115 @@
+"""Data specs, splits and preprocessing."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from slimrank.errors import SlimrankError
+from slimrank.evaluate.data import Preprocessing, open_data
+
+RGB = Preprocessing.default(3, 16)
+GREY = Preprocessing.default(1, 28)
+
+
+def folder(root, splits=("train", "test"), classes=("ant", "bee"), images=10):
+    generator = np.random.default_rng(0)
+    for split in splits:
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(images):
+                pixels = generator.integers(0, 255, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+def test_digits_are_stable_and_disjoint():
+    a, b = open_data("digits", GREY), open_data("digits", GREY, seed=5)
+    assert (len(a.train), len(a.validation), len(a.test)) == (1294, 144, 359)
+    assert torch.equal(a.test.labels, b.test.labels)  # the seed moves validation, never test
+    assert not torch.equal(a.validation.labels, b.validation.labels)
+    x, labels = next(iter(a.test.batches(32)))
+    assert x.shape == (32, 1, 28, 28)
+    assert x.dtype == torch.float32
+    assert labels.max() < 10
+
+
+def test_mnist(mnist):
+    data = open_data(f"mnist:{mnist}", GREY, limit=500)
+    assert len(data.train) == len(data.validation) == len(data.test) == 500
+    assert len(data.test.labels.unique()) == 10
+    full = open_data(f"mnist:{mnist}", GREY, validation="test:0.2")
+    assert (len(full.train), len(full.validation), len(full.test)) == (60_000, 2_000, 8_000)
+    with pytest.raises(SlimrankError, match="--download"):
+        open_data(f"mnist:{mnist}/nowhere", GREY)
+
+
+def test_folder_roles(tmp_path):
+    two = open_data(f"folder:{folder(tmp_path / 'a')}", RGB)
+    assert (len(two.train), len(two.validation), len(two.test)) == (18, 2, 20)
+    val = open_data(f"folder:{folder(tmp_path / 'b', ('train', 'val'))}", RGB, validation="test:0.2")
+    assert (len(val.train), len(val.validation), len(val.test)) == (20, 4, 16)
+    three = open_data(f"folder:{folder(tmp_path / 'c', ('train', 'val', 'test'))}", RGB)
+    assert (len(three.train), len(three.validation), len(three.test)) == (20, 20, 20)
+    assert three.validation_from == "its own folder"
+    alone = open_data(f"folder:{folder(tmp_path / 'd', ('test',))}", RGB, validation="test:0.5")
+    assert alone.train is None
+    with pytest.raises(SlimrankError, match="no train images"):
+        alone.split("train")
+    assert two.classes == ["ant", "bee"]
+
+
+def test_preprocessing_crops_the_middle_and_normalises():
+    picture = Image.new("RGB", (40, 20), (255, 0, 0))
+    picture.paste((0, 255, 0), (10, 0, 30, 20))
+    pixels = Preprocessing(20, (0.5,) * 3, (0.25,) * 3).pixels(picture)
+    assert pixels.shape == (3, 20, 20)
+    assert (pixels[1] == 255).all()
+    x = Preprocessing(20, (0.5,) * 3, (0.25,) * 3).normalise(torch.from_numpy(pixels.copy())[None])
+    assert x[0, 1, 3, 3] == 2.0
+    assert x[0, 0, 3, 3] == -2.0
+
+
+def test_shuffled_batches_hold_every_image_once():
+    data = open_data("digits", GREY)
+    order = torch.cat([y for _, y in data.test.batches(64, shuffle=torch.Generator().manual_seed(1))])
+    assert torch.equal(order.sort().values, data.test.labels.sort().values)
+    assert not torch.equal(order, data.test.labels)
+
+
+def test_identical_pixels_with_and_without_cache(tmp_path, monkeypatch):
+    spec = f"folder:{folder(tmp_path)}"
+    cached = torch.cat([x for x, _ in open_data(spec, RGB).test.batches(7)])
+    monkeypatch.setattr("slimrank.evaluate.data.CACHE_BYTES", 0)
+    assert torch.equal(torch.cat([x for x, _ in open_data(spec, RGB).test.batches(7)]), cached)
+
+
+def test_bad_data(tmp_path):
+    root = folder(tmp_path / "a")
+    for spec, match in (
+        ("imagenet:x", "no data kind"),
+        (f"folder:{tmp_path}/nowhere", "holds no train/"),
+        ("cifar10", "needs a folder"),
+    ):
+        with pytest.raises(SlimrankError, match=match):
+            open_data(spec, RGB)
+    for validation in ("train", "train:2", "val:0.1", "test:x", "train:nan"):
+        with pytest.raises(SlimrankError, match="--validation"):
+            open_data("digits", GREY, validation=validation)
+    with pytest.raises(SlimrankError, match="--limit"):
+        open_data("digits", GREY, limit=0)
+    (root / "test" / "bee" / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    with pytest.raises(SlimrankError, match=r"broken\.jpg cannot be read"):
+        list(open_data(f"folder:{root}", RGB).test.batches())
+    (root / "train" / "empty").mkdir()
+    (root / "test" / "empty").mkdir()
+    with pytest.raises(SlimrankError, match="empty"):
+        open_data(f"folder:{root}", RGB)
+    odd = folder(tmp_path / "odd")
+    (odd / "test" / "bee").rename(odd / "test" / "wasp")
+    with pytest.raises(SlimrankError, match="bee, wasp"):
+        open_data(f"folder:{odd}", RGB)
+    with pytest.raises(SlimrankError, match="1 or 3"):
+        Preprocessing(8, (0.5, 0.5), (0.5, 0.5))
+    with pytest.raises(SlimrankError, match="positive"):
+        Preprocessing(8, (0.5,), (0.0,))
