@@ -90,8 +90,6 @@ def test_foreign_files(tmp_path, wrap):
         state = {f"module.{k}": v for k, v in state.items()}
     values = {"nested": {"epoch": 3, "state_dict": state}, "module": {"state_dict": state}, "model": {"model": state}}
     value = values.get(wrap, state)
-        wrap, {"model": state}
-    )
     torch.save(value, tmp_path / "foreign.pth")
     found = load(tmp_path / "foreign.pth", name="resnet20-cifar")
     assert found.arguments == {"num_classes": 7}  # told by the last bias
