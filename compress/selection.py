@@ -133,9 +133,13 @@ def runtime_block() -> int:
 
 
 def _order(model: nn.Module, groups: list[Group], scores: FilterScores, scope: str, align: int) -> list[Tensor]:
-    """Steps of removal (global unit numbers), first to go first: aligned blocks, then the units that no block covers."""
-    blocks: list[tuple[float, Tensor]] = []
-    rest: list[tuple[float, Tensor]] = []
+    """Steps of removal (global unit numbers), first to go first.
+
+    A step is a block that leaves an aligned width, or a unit that no block covers; the latter saves MACs but no time, and
+    counts as if half of its group (scope layer) or an average score (scope global) were gone with it. Between
+    equals, filters of a layer on its own go before those of a residual stream, which many layers read.
+    """
+    steps: list[tuple[tuple[float, int], Tensor]] = []
     for group in groups:
         score = torch.tensor(scores.scores[group.name], dtype=torch.float64)
         if len(score) != group.units:
@@ -146,8 +150,8 @@ def _order(model: nn.Module, groups: list[Group], scores: FilterScores, scope: s
         ranked = torch.argsort(score, stable=True)
         floor = max(1, len(group.fixed), round(0.1 * group.units) if scope == "global" else 1)
         removable = group.units - floor
-        if scope == "layer":
-            key = (torch.arange(group.units, dtype=torch.float64) + 0.5) / group.units
+        if scope == "layer":  # a step's key is the share of the group that is gone after it
+            key = (torch.arange(group.units, dtype=torch.float64) + 1) / group.units
         else:
             key = score[ranked] / score[torch.isfinite(score)].abs().mean().clamp_min(1e-30)
         conv = isinstance(model.get_submodule(group.name), CONVS)
@@ -157,10 +161,12 @@ def _order(model: nn.Module, groups: list[Group], scores: FilterScores, scope: s
             end = start + ((group.units - start) % step or step)
             aligned = end <= removable
             end = end if aligned else start + 1
-            (blocks if aligned else rest).append((float(key[start:end].mean()), ranked[start:end] + group.offset))
+            worst = float(key[start:end].max())
+            if not aligned:
+                worst = (1 + worst) / 2 if scope == "layer" else 1 + worst
+            steps.append(((worst, len(group.layers)), ranked[start:end] + group.offset))
             start = end
-    by_key = lambda step: step[0]  # noqa: E731
-    return [units for _, units in [*sorted(blocks, key=by_key), *sorted(rest, key=by_key)]]
+    return [units for _, units in sorted(steps, key=lambda step: step[0])]
 
 
 def _plan(model, channels, groups, gone, ranker, scope, budget) -> PruningPlan:

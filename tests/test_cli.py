@@ -1,0 +1,279 @@
+"""The command line: keys, exit codes, one-line errors, and a compress run that is killed and goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from slimrank.cli import main
+from slimrank.compress import models
+from slimrank.compress.checkpoint import load, save
+from slimrank.compress.training import fresh
+
+KEYS = {
+    "train": {"top1", "epochs"},
+    "inspect": {"macs", "params", "groups"},
+    "evaluate": {"top1", "top5", "n"},
+    "rank": {"ranker", "scores", "estimated", "evaluations", "seconds"},
+    "prune": {"macs_before", "macs_after", "params_before", "params_after", "top1_before", "top1_after"},
+    "finetune": {"top1_before", "top1_after"},
+    "specialize": {
+        "top1_dense", "top1_head", "ratio", "agreement", "head_macs_before", "head_macs_after", "indices",
+    },
+    "export": {"path", "max_abs_diff", "agreement", "bytes"},
+    "bench": {"results", "speedups"},
+    "bench-head": {"results"},
+    "compress": {"baseline", "compressed", "stages"},
+}  # fmt: skip
+SIDE = {"top1", "macs", "flops", "params", "bytes", "latency"}
+
+
+def run(capsys, *words: object) -> dict:
+    """A verb in this process; its JSON, which is all that stands on stdout."""
+    status = main([str(w) for w in words] + ["--json"])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    found = json.loads(out)
+    assert KEYS[str(words[0])] <= set(found)
+    return found
+
+
+def fails(capsys, *words: object, status: int = 1) -> str:
+    """A verb that must fail: the one line that it prints."""
+    try:
+        code = main([str(w) for w in words])
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line and not line.startswith("warning: ")]
+    assert code == status, (code, err)
+    assert out == ""
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: "), err
+    assert "this is a defect" not in err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A LeNet on digits, trained for a moment."""
+    path = tmp_path_factory.mktemp("trained") / "lenet.safetensors"
+    words = ["train", "--model", "lenet5", "--data", "digits", "--epochs", "3", "--lr", "0.05", "-o", str(path)]
+    assert main(words) == 0
+    return path
+
+
+def test_every_verb_in_turn(capsys, tmp_path, trained):
+    digits = ("--data", "digits")
+    seen = run(capsys, "inspect", trained)
+    assert seen["groups"][0]["layer"] == "conv1"
+    assert seen["groups"][-1]["prunable"] is False
+    assert seen["groups"][-1]["why"]
+    assert seen["macs"] == 498_750
+    before = run(capsys, "evaluate", trained, *digits)
+    assert before["n"] == 359
+    assert before["top1"] > 0.8
+    ranked = run(capsys, "rank", trained, "--ranker", "influential", *digits, "-o", tmp_path / "s.json")
+    assert (tmp_path / "s.svg").read_text().startswith("<svg")
+    assert len(ranked["scores"]["conv2"]) == 20
+    one = run(capsys, "rank", trained, "--ranker", "l1", "--layer", "fc1", "-o", tmp_path / "one.json")
+    assert list(one["scores"]) == ["fc1"]
+    pruned = run(
+        capsys, "prune", trained, "--scores", tmp_path / "s.json", "--macs", 0.5, *digits, "-o", tmp_path / "p.safetensors"
+    )
+    assert 0.49 <= pruned["macs_after"] / pruned["macs_before"] <= 0.5
+    assert pruned["top1_before"] == before["top1"]
+    tuned = run(capsys, "finetune", tmp_path / "p.safetensors", *digits, "--epochs", 1, "-o", tmp_path / "t.safetensors")
+    assert tuned["top1_before"] == pruned["top1_after"]
+    assert tuned["validation_seen_in_training"] is False
+    taught = ("--teacher", trained, "-o", tmp_path / "d.safetensors")
+    run(capsys, "finetune", tmp_path / "p.safetensors", *digits, "--epochs", 1, *taught)
+    head = run(
+        capsys, "specialize", tmp_path / "t.safetensors", *digits, "--k1", 6, "--k2", 6, "-o", tmp_path / "h.safetensors"
+    )
+    assert head["top1_dense"] == tuned["top1_after"]
+    assert len(head["indices"]) == 10
+    assert len(head["indices"][0]) == 6
+    exported = run(capsys, "export", tmp_path / "h.safetensors", *digits, "-o", tmp_path / "h.onnx")
+    assert exported["agreement"] == 1.0
+    onnx = run(capsys, "evaluate", tmp_path / "h.onnx", *digits)
+    assert onnx["top1"] == head["top1_head"]
+    run(capsys, "export", trained, "-o", tmp_path / "dense.onnx")
+    timed = run(capsys, "bench", tmp_path / "dense.onnx", tmp_path / "h.onnx", "--batch", "1,4", "--seconds", 0.05)
+    assert {"model", "provider", "batch", "threads", "median_ms", "p10_ms", "p90_ms"} <= set(timed["results"][0])
+    rows = run(capsys, "bench-head", tmp_path / "h.safetensors", "--batch", "1", "--layout", "gather")["results"]
+    assert {"layout", "provider", "batch", "median_us", "speedup"} <= set(rows[0])
+
+
+def test_compress_with_and_without_data(capsys, tmp_path, trained):
+    small = ("--batch", "1", "--epochs", 1)
+    report = run(capsys, "compress", trained, "--data", "digits", *small, "--macs", 0.6, "--rivals", "-o", tmp_path / "a")
+    assert set(report["compressed"]) >= SIDE
+    assert set(report["baseline"]) >= SIDE
+    assert report["compressed"]["flops"] == 2 * report["compressed"]["macs"]
+    assert report["compressed"]["macs"] <= 0.6 * report["baseline"]["macs"]
+    assert report["validation_seen_in_training"] is False
+    on_disk = {p.name for p in (tmp_path / "a").iterdir()}
+    assert {"slim.safetensors", "model.onnx", "report.json", "report.html"} <= on_disk
+    assert json.loads((tmp_path / "a" / "report.json").read_text()) == report
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creative", "")
+    assert "<script" not in page
+    assert page.count("<svg") == 2
+    onnx = run(capsys, "evaluate", tmp_path / "a" / "model.onnx", "--data", "digits")
+    assert onnx["top1"] == report["compressed"]["top1"]
+    bare = run(capsys, "compress", trained, *small, "-o", tmp_path / "b")
+    assert bare["compressed"]["top1"] is None
+    assert next(s for s in bare["stages"] if s["name"] == "export")["parity"]["on"] == "random inputs"
+    again = run(capsys, "compress", trained, *small, "-o", tmp_path / "b")
+    assert again == bare
+    line = fails(capsys, "compress", trained, *small, "--macs", 0.3, "-o", tmp_path / "b")
+    assert "macs" in line
+    other = tmp_path / "other.safetensors"
+    save(fresh("lenet5", None, list("0123456789"), 1, None, 9), other)
+    assert "another checkpoint" in fails(capsys, "compress", other, *small, "-o", tmp_path / "b")
+
+
+def test_gathered_head_can_be_forced(capsys, tmp_path, trained):
+    words = ("--data", "digits", "--epochs", 0, "--batch", 1, "--head", "gather", "--k2", 8, "-o", tmp_path / "g")
+    report = run(capsys, "compress", trained, *words)
+    stage = next(s for s in report["stages"] if s["name"] == "specialize")
+    assert stage["head"] == "gather"
+    assert max(i for row in stage["result"]["indices"] for i in row) < 25  # numbers of the input checkpoint's features
+    assert "SubspaceLinear" in str(load(tmp_path / "g" / "slim.safetensors").model)
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_compress_killed_goes_on(tmp_path, trained, after):
+    """SIGKILL after a number of stages; the second run skips them and ends with the same decisions."""
+    out = tmp_path / "run"
+    words = [
+        sys.executable,
+        "-m",
+        "slimrank.cli",
+        "compress",
+        trained,
+        "--data",
+        "digits",
+        "--epochs",
+        "2",
+        "--batch",
+        "1",
+        "-o",
+        out,
+    ]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        state = out / "state.json"
+        if state.exists() and len(json.loads(state.read_text())["stages"]) >= after:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = json.loads((out / "state.json").read_text())["stages"]
+    second = subprocess.run(words, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert second.stderr.count("    done     ") == len(done)
+    report = json.loads((out / "report.json").read_text())
+    assert report["stages"][: len(done)] == done
+    assert len(report["stages"]) == 8
+
+
+def test_bad_input(capsys, tmp_path, trained, monkeypatch):
+    out = ("-o", tmp_path / "out.safetensors")
+    digits = ("--data", "digits")
+    onnx = tmp_path / "m.onnx"
+    assert main(["export", str(trained), "-o", str(onnx)]) == 0
+    capsys.readouterr()
+    torch.save(models.build("lenet5").state_dict(), tmp_path / "foreign.pt")
+    cases = [
+        (("inspect", tmp_path / "missing.pt"), "no checkpoint at"),
+        (("inspect", tmp_path / "foreign.pt", "--model", "lenet"), "lenet5"),
+        (("inspect", tmp_path / "foreign.pt", "--model", "nowhere.at:all"), "cannot import"),
+        (("evaluate", tmp_path / "foreign.pt", "--model", "lenet5", "--data", "digitz"), "digits"),
+        (("evaluate", trained, "--data", f"folder:{tmp_path}/nothing"), "holds no train/"),
+        (("rank", trained, "--ranker", "shaply", "-o", tmp_path / "s.json"), "no ranker"),
+        (("rank", trained, "--ranker", "influential", "-o", tmp_path / "s.json"), "needs images"),
+        (("rank", trained, "--ranker", "l1", "--layer", "conv9", "-o", tmp_path / "s.json"), "near ones: conv2, conv1"),
+        (("rank", trained, "--ranker", "l1", "--layer", "fc3", "-o", tmp_path / "s.json"), "cannot be pruned"),
+        (("rank", trained, "--ranker", "l1", "--k1", 3, "-o", tmp_path / "s.json"), "takes no --k1"),
+        (("prune", trained, "--ratio", 1.2, *out), "between 0 and 1"),
+        (("prune", trained, *out), "one budget"),
+        (("prune", trained, "--macs", 0.001, *out), "out of reach"),
+        (("prune", trained, "--macs", 0.5, "--scores", tmp_path / "none.json", *out), "cannot read"),
+        (("specialize", trained, *digits, "--k2", 26, *out), "25 features"),
+        (("specialize", trained, *digits, "--layout", "tile", *out), "no layout"),
+        (("finetune", trained, *digits, "--epochs", 0, *out), "--epochs"),
+        (("finetune", trained, *digits, "--lr", 1e9, "--epochs", 1, *out), "diverged"),
+        (("train", *digits, *out), "--model NAME"),
+        (("train", "--model", "resnet20-cifar", "--model-arg", "depht=3", *digits, *out), "--model-arg"),
+        (("export", trained, "-o", "/proc/nowhere/m.onnx"), "cannot write"),
+        (("compress", trained, "--providers", "tpu", "-o", tmp_path / "c"), "no provider"),
+        (("compress", trained, "--ranker", "influential", "-o", tmp_path / "c"), "needs images"),
+        (("bench", onnx, "--providers", "cuda"), "onnxruntime-gpu"),
+        (("bench", onnx, "--batch", "0"), "--batch"),
+        (("bench", tmp_path / "foreign.pt"), "cannot load"),
+        (("bench-head", "--features", 4, "--k", 9), "--k"),
+        (("evaluate", trained, *digits, "--device", "cuda"), "no CUDA device"),
+        (("evaluate", trained, *digits, "--device", "tpu"), "no device"),
+    ]
+    if torch.cuda.is_available():
+        cases = [c for c in cases if "cuda" not in c[0]]
+    for words, match in cases:
+        assert match in fails(capsys, *words), words
+    assert not (tmp_path / "out.safetensors").exists()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    for words in ((), ("compres",), ("prune", trained), ("bench", onnx, "--batch", "one"), ("rank", trained, "-o", "x")):
+        fails(capsys, *words, status=2)
+
+
+def test_data_that_does_not_match(capsys, tmp_path, trained):
+    for name in ("cat", "dog"):
+        for split in ("train", "test"):
+            (tmp_path / "two" / split / name).mkdir(parents=True)
+            Image.new("L", (28, 28)).save(tmp_path / "two" / split / name / "0.png")
+    assert "10 classes" in fails(capsys, "evaluate", trained, "--data", f"folder:{tmp_path}/two")
+    for i in range(10):
+        for split in ("train", "test"):
+            (tmp_path / "ten" / split / f"class{i}").mkdir(parents=True)
+            Image.new("L", (28, 28)).save(tmp_path / "ten" / split / f"class{i}" / "0.png")
+    assert "class names differ" in fails(capsys, "evaluate", trained, "--data", f"folder:{tmp_path}/ten")
+    onnx = tmp_path / "m.onnx"
+    assert main(["export", str(trained), "-o", str(onnx)]) == 0
+    capsys.readouterr()
+    assert "other classes" in fails(capsys, "evaluate", onnx, "--data", f"folder:{tmp_path}/ten")
+
+
+def test_python_cli_py_works_as_well(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, root / "cli.py", "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith("slimrank "), done.stderr
+
+
+def test_evaluate_gives_the_published_figure(capsys, tmp_path, resnet20, cifar):
+    """81.03 % on the 10,000 test images, from the checkpoint and from its ONNX file."""
+    data = ("--data", f"folder:{cifar}")
+    found = run(capsys, "evaluate", resnet20, "--model", "resnet20-cifar", *data)
+    assert (found["n"], round(found["top1"], 4)) == (10_000, 0.8103)
+    out = tmp_path / "m.onnx"
+    exported = run(capsys, "export", resnet20, "--model", "resnet20-cifar", *data, "-o", out)
+    assert exported["agreement"] == 1.0
+    assert run(capsys, "evaluate", out, *data)["top1"] == found["top1"]
+
+
+def test_disk_full_leaves_no_half_file(trained, tmp_path):
+    if shutil.which("bash") is None or os.name != "posix":
+        pytest.skip("needs ulimit")
+    script = f"ulimit -f 64; exec {sys.executable} -m slimrank.cli export {trained} -o {tmp_path}/m.onnx"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert list(tmp_path.glob("*.onnx")) == []
