@@ -27,7 +27,7 @@ from .checkpoint import SEEN, Checkpoint, load, save
 from .evaluation import compared, onnx_metadata
 from .finetune import train
 from .head import specialize
-from .layers import stays
+from .layers import ChannelMap, stays
 from .rankers import DATA_FREE, ranker
 from .scores import FilterScores
 from .selection import PruningPlan, runtime_block, select, uniform
@@ -75,6 +75,8 @@ class Options:
             raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
         if self.data is None and (self.rivals or self.head == "gather"):
             raise SlimrankError("--rivals and --head gather need images; add --data")
+        if self.epochs < 0 or self.lr <= 0:
+            raise SlimrankError(f"--epochs {self.epochs} must not be negative, --lr {self.lr} must be positive")
 
 
 def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -> "Run":
@@ -120,6 +122,11 @@ class Run:
             self.input = checkpoint.with_classes(self.data)
         self.seen = None if self.data is None else self.input.validation_seen(self.data)
         self.classes = self.input.outputs()
+        channels, _ = self.plan(None)  # a budget that cannot be met shows now, not after an hour
+        head = self.input.model.get_submodule(channels.classifier)
+        for name, k in (("k1", options.k1), ("k2", options.k2)):
+            if k is not None and not 1 <= k <= getattr(head, "in_features", k):
+                raise SlimrankError(f"--{name} is {k}, the classifier reads {head.in_features} features; choose 1 to that")
 
     def finish(self, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
         """Run what is left; returns the report (also report.json and report.html in DIR)."""
@@ -196,9 +203,11 @@ class Run:
         scores.save(self.at("scores.json"))
         return {"ranker": o.ranker, "scores": scores.scores, "says": f"{o.ranker}: {len(scores.scores)} filter groups"}
 
-    def plan(self, ranked: FilterScores) -> tuple[Any, PruningPlan]:
+    def plan(self, ranked: FilterScores | None) -> tuple[ChannelMap, PruningPlan]:
+        """The cut that the options ask for, with these scores (None: all equal)."""
         o = self.options
         channels = channel_map(self.input.model, self.input.example())
+        ranked = FilterScores.flat("none", channels) if ranked is None else ranked
         macs = 0.5 if o.macs is None and o.ratio is None else o.macs
         align = runtime_block() if o.align is None else o.align
         return channels, select(self.input.model, channels, ranked, ratio=o.ratio, macs=macs, scope=o.scope, align=align)
@@ -262,19 +271,20 @@ class Run:
     def specialize(self) -> dict[str, Any]:
         tuned = load_own(self.at("finetuned.safetensors"), self.input)
         o = self.options
-        if self.data is None or o.head == "linear":
+        head = tuned.model.get_submodule(channel_map(tuned.model, tuned.example()).classifier)
+        why = "--head linear" if o.head == "linear" else "no data" if self.data is None else ""
+        if not why and o.head == "auto" and not isinstance(head, nn.Linear):
+            why = f"it is a {type(head).__name__}, and only nn.Linear can be specialised so far"
+        if why:
             save(tuned, self.out / "slim.safetensors")
-            return {"head": "linear", "says": f"dense classifier kept: {'no data' if self.data is None else '--head linear'}"}
-        try:
-            made, result = specialize(
-                tuned, self.data, k1=o.k1, k2=o.k2, layout="auto" if o.head == "auto" else "gather",
-                batches=o.batch, threads=o.threads[0], provider=o.providers[0], judge=self.data.validation,
-            )  # fmt: skip
-        except SlimrankError as error:
-            if o.head != "auto" or o.k1 or o.k2:
-                raise
-            save(tuned, self.out / "slim.safetensors")
-            return {"head": "linear", "says": f"dense classifier kept: {error}"}
+            return {"head": "linear", "says": f"classifier kept: {why}"}
+        assert self.data is not None
+        left = getattr(head, "in_features", 0)  # pruning may have left fewer features than k1 or k2
+        k1, k2 = (k if k is None else min(k, left) for k in (o.k1, o.k2))
+        made, result = specialize(
+            tuned, self.data, k1=k1, k2=k2, layout="auto" if o.head == "auto" else "gather",
+            batches=o.batch, threads=o.threads[0], provider=o.providers[0], judge=self.data.validation,
+        )  # fmt: skip
         result = replace(result, indices=self.original(result.indices))
         takes = o.head == "gather" or (result.layout == "gather" and result.ratio >= HEAD_KEEPS)
         save(made if takes else tuned, self.out / "slim.safetensors")

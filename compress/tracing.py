@@ -219,11 +219,13 @@ class _Tracer(TorchDispatchMode):
         elif isinstance(out, Tensor) and out.numel() and not out.is_floating_point():
             return
         else:
-            self.give_up(op, labelled)
+            self.give_up(op, labelled, out)
 
-    def give_up(self, op: str, tensors: list[Tensor]) -> None:
+    def give_up(self, op: str, tensors: list[Tensor], out: object) -> None:
         for x in tensors:
             self.pin(self.labels[x], f"it passes through {op}, which mixes channels or which slimrank does not know")
+        if isinstance(out, Tensor) and out.shape == tensors[0].shape:  # pinned as it is, it can be followed on
+            self.labels[out] = self.labels[tensors[0]]
 
     def conv(self, out, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> None:
         labels = self.per_channel(x, 1)
@@ -292,7 +294,7 @@ class _Tracer(TorchDispatchMode):
         kept = labels
         for dim in sorted(dims, reverse=True):
             if x.shape[dim] > 1 and labels.stride(dim) != 0 and not bool((labels == labels.narrow(dim, 0, 1)).all()):
-                return self.give_up(op, [x])
+                return self.give_up(op, [x], out)
             kept = kept.narrow(dim, 0, 1) if out.dim() == x.dim() else kept.select(dim, 0)
         self.labels[out] = kept
 

@@ -57,7 +57,7 @@ def few(group, n=3):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("resnet20-cifar", 32), ("resnet18", 64), ("densenet121", 64), ("lenet5", 28), ("vgg16-cifar", 32)]
+    ("name", "size"), [("resnet20-cifar", 32), ("resnet18", 64), ("densenet121", 32), ("lenet5", 28), ("vgg16-cifar", 32)]
 )
 def test_masked_equals_sliced_for_every_group(name, size):
     torch.manual_seed(0)
