@@ -303,7 +303,7 @@ def parser() -> Parser:
     made.add_argument("--k1", type=int, help="influential: votes an image has in each layer")
     made = writes(reads(verb(prune, model, data(False), budget)), "slim checkpoint to write")
     made.add_argument("--scores", type=Path, help="scores file of `rank`, instead of --ranker")
-    made = writes(reads(verb(finetune, model, data(True), training(5, 0.05))), "slim checkpoint to write")
+    made = writes(reads(verb(finetune, model, data(True), training(5, 0.02))), "slim checkpoint to write")
     made.add_argument("--teacher", type=Path, help="checkpoint to distil from")
     made.add_argument("--teacher-model", metavar="NAME", help="its network, for a foreign checkpoint")
     made = writes(reads(verb(specialize, model, data(True), target, subspaces)), "slim checkpoint to write")
@@ -319,7 +319,7 @@ def parser() -> Parser:
     made.add_argument("--k", type=int, default=50, help="features a class keeps")
     made.add_argument("--layout", type=many(str), default=["dense", "gather"])
     made = writes(
-        reads(verb(compress, model, data(False), budget, training(5, 0.05), subspaces, target)), "folder for the results"
+        reads(verb(compress, model, data(False), budget, training(5, 0.02), subspaces, target)), "folder for the results"
     )
     made.add_argument("--head", default="auto", help="auto (default: subspaces where they are faster), linear, gather")
     made.add_argument("--rivals", action="store_true", help="also train the dense model and a random cut equally long")

@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "compress_defaults.json"
 ROWS = [
     {"ranker": "dense"},
     *({"ranker": r, "scope": "layer", "align": 16, "budget": 0.5} for r in ("l1", "influential", "random")),
-    *({"ranker": r, "scope": "layer", "align": 1, "budget": 0.5} for r in ("l1", "influential", "random")),
+    *({"ranker": r, "scope": "layer", "align": 1, "budget": 0.5} for r in ("l1", "random")),
     {"ranker": "l1", "scope": "global", "align": 16, "budget": 0.5},
     {"ranker": "l1", "scope": "layer", "align": 8, "budget": 0.5},
     {"ranker": "l1", "scope": "layer", "align": 16, "budget": 0.75},

@@ -52,7 +52,7 @@ def measure(path: str, spec: str, ranker: str) -> dict:
         model = prune(model, channels, plan, checkpoint.example(2))
         row["macs"] = round(plan.macs_after / plan.macs_before, 4)
     row["test_before"] = accuracy(predictor(model), data.test.batches(), 200).top1
-    model, training = train(model, data.train, None, epochs=1, lr=0.05)
+    model, training = train(model, data.train, None, epochs=1, lr=0.02)
     row["seconds"] = round(training.seconds, 1)
     row["test"] = accuracy(predictor(model), data.test.batches(), 200).top1
     if ranker == "dense":

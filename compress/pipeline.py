@@ -52,7 +52,7 @@ class Options:
     scope: str = "layer"
     align: int | None = None
     epochs: int = 5
-    lr: float = 0.05
+    lr: float = 0.02
     augment: str | None = None
     head: str = "auto"
     k1: int | None = None

@@ -135,11 +135,11 @@ def runtime_block() -> int:
 def _order(model: nn.Module, groups: list[Group], scores: FilterScores, scope: str, align: int) -> list[Tensor]:
     """Steps of removal (global unit numbers), first to go first.
 
-    A step is a block that leaves an aligned width, or a unit that no block covers; the latter saves MACs but no time, and
-    counts as if half of its group (scope layer) or an average score (scope global) were gone with it. Between
-    equals, filters of a layer on its own go before those of a residual stream, which many layers read.
+    A step is a block that leaves an aligned width, or a single unit where the width is not aligned anyway. Breaking an
+    aligned width saves MACs but costs time, so these steps come last of all. Between equals, filters of a layer on its own
+    go before those of a residual stream, which many layers read.
     """
-    steps: list[tuple[tuple[float, int], Tensor]] = []
+    steps: list[tuple[tuple[bool, float, int], Tensor]] = []
     for group in groups:
         score = torch.tensor(scores.scores[group.name], dtype=torch.float64)
         if len(score) != group.units:
@@ -156,15 +156,14 @@ def _order(model: nn.Module, groups: list[Group], scores: FilterScores, scope: s
             key = score[ranked] / score[torch.isfinite(score)].abs().mean().clamp_min(1e-30)
         conv = isinstance(model.get_submodule(group.name), CONVS)
         step = max(1, align // max(1, group.filters // group.units)) if conv else 1
-        start = 0
+        start, broken = 0, False
         while start < removable:
             end = start + ((group.units - start) % step or step)
             aligned = end <= removable
             end = end if aligned else start + 1
-            worst = float(key[start:end].max())
-            if not aligned:
-                worst = (1 + worst) / 2 if scope == "layer" else 1 + worst
-            steps.append(((worst, len(group.layers)), ranked[start:end] + group.offset))
+            breaks = not aligned and (group.units - start) % step == 0
+            steps.append(((breaks or broken, float(key[start:end].max()), len(group.layers)), ranked[start:end] + group.offset))
+            broken = broken or breaks
             start = end
     return [units for _, units in sorted(steps, key=lambda step: step[0])]
 

@@ -92,3 +92,5 @@ def fit_attributes(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
         tensor = module.weight if module.weight is not None else module.running_mean
         module.num_features = len(tensor) if tensor is not None else module.num_features
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)

@@ -25,7 +25,7 @@ def _words(text: str) -> frozenset[str]:
 
 # Operations that keep every element where it is.
 SAME = _words(
-    """relu relu6 hardtanh silu hardswish hardsigmoid sigmoid gelu tanh leaky_relu prelu elu selu celu softplus mish dropout
+    """relu relu6 hardtanh silu hardswish hardsigmoid sigmoid gelu tanh leaky_relu elu selu celu softplus mish dropout
     feature_dropout alpha_dropout clone contiguous detach to _to_copy alias neg abs clamp clamp_min clamp_max sqrt exp
     type_as softsign hardshrink"""
 )
@@ -40,6 +40,8 @@ MOVE = _words(
     unsqueeze squeeze expand unbind narrow index_select movedim repeat roll flip pixel_shuffle pixel_unshuffle
     channel_shuffle native_channel_shuffle swapaxes tile"""
 )
+# Of these, the ones that count positions along an axis (the index of that argument): a cut would move what they pick.
+COUNTING = {"slice": 1, "select": 1, "narrow": 1, "index_select": 1, "unbind": 1, "split": 2, "split_with_sizes": 2, "roll": 2}
 SUM = _words("add sub mul div maximum minimum")
 
 
@@ -127,6 +129,12 @@ class _Tracer(TorchDispatchMode):
     def of(self, x: object) -> Tensor | None:
         return self.labels.get(x) if isinstance(x, Tensor) else None
 
+    @staticmethod
+    def varies(labels: Tensor, dim: int) -> bool:
+        """Whether labels differ along an axis."""
+        flat = labels.shape[dim] < 2 or labels.stride(dim) == 0  # expanded: the same by construction
+        return not flat and not bool((labels == labels.narrow(dim, 0, 1)).all())
+
     def every(self, x: Tensor) -> Tensor:
         """The labels of each element, NONE for a tensor that no filter made."""
         labels = self.of(x)
@@ -197,18 +205,18 @@ class _Tracer(TorchDispatchMode):
         x = args[0]
         if op in SAME:
             self.labels[out] = self.of(x)
-        elif op == "batch_norm":
+        elif op in ("batch_norm", "prelu"):
             labels = self.per_channel(x, 1)
             for tensor in args[1:5]:
-                if tensor is not None and not self.axis(tensor, 0, labels):
-                    self.pin(labels, "BatchNorm runs on tensors that are not parameters")
+                if isinstance(tensor, Tensor) and tensor.numel() > 1 and not self.axis(tensor, 0, labels):
+                    self.pin(labels, f"{op} runs on tensors that are not parameters")
             self.labels[out] = self.of(x)
         elif op in POOL:
             self.pool(op, out[0] if isinstance(out, tuple) else out, x, args, kwargs)
         elif op in SUM:
             self.elementwise(out, *args[:2])
         elif op in MOVE:
-            self.move(func, out, args, kwargs)
+            self.move(op, func, out, args, kwargs)
         elif op == "cat":
             self.labels[out] = torch.cat([self.every(part) for part in args[0]], *args[1:], **kwargs)
         elif op in ("constant_pad_nd", "pad"):
@@ -293,7 +301,7 @@ class _Tracer(TorchDispatchMode):
         dims = [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims or range(x.dim()))]
         kept = labels
         for dim in sorted(dims, reverse=True):
-            if x.shape[dim] > 1 and labels.stride(dim) != 0 and not bool((labels == labels.narrow(dim, 0, 1)).all()):
+            if self.varies(labels, dim):
                 return self.give_up(op, [x], out)
             kept = kept.narrow(dim, 0, 1) if out.dim() == x.dim() else kept.select(dim, 0)
         self.labels[out] = kept
@@ -321,13 +329,23 @@ class _Tracer(TorchDispatchMode):
             return labels.view(shape)
         return torch.full(side.shape, NONE)
 
-    def move(self, func, out, args, kwargs) -> None:
+    def move(self, op: str, func, out, args, kwargs) -> None:
         labels = self.labels[args[0]]
+        if op in COUNTING and not (isinstance(out, Tensor) and op == "slice" and out.shape == labels.shape):
+            dim = args[COUNTING[op]] if len(args) > COUNTING[op] else kwargs.get("dim", kwargs.get("dims", 0))
+            for axis in dim if isinstance(dim, (list, tuple)) else [dim]:
+                if self.varies(labels, axis):
+                    self.pin(labels, f"forward() picks channels by number ({op})")
         moved = labels.reshape(out.shape) if "view" in str(func) else func(labels, *args[1:], **kwargs)
         outs, moves = (out, moved) if isinstance(out, (list, tuple)) else ([out], [moved])
+        if op == "chunk" and self.varies(labels, args[2] if len(args) > 2 else kwargs.get("dim", 0)):
+            if len({m.shape for m in moves}) > 1:
+                self.pin(labels, "forward() chunks its channels into unequal parts")
+            else:
+                for other in moves[1:]:  # equal parts stay equal only if they shrink together
+                    self.tie(moves[0], other)
         for one, its in zip(outs, moves, strict=True):
-            wide = [d for d in range(its.dim()) if its.shape[d] > 1 and its.stride(d) != 0]
-            wide = [d for d in wide if not bool((its == its.narrow(d, 0, 1)).all())]
+            wide = [d for d in range(its.dim()) if self.varies(its, d)]
             for dim in wide[:-1]:  # channels split in two axes (channel shuffle): equal along all but the last
                 self.tie(its, its.narrow(dim, 0, 1))
             self.labels[one] = its

@@ -117,3 +117,29 @@ def test_users_own_option_a_shortcut_with_fixed_padding():
     assert "no filter makes" in stream.why
     assert channels.group("classifier").why
     assert check(model, 16, lambda g: [[i] for i in range(g.units) if i not in g.fixed]) >= 8
+
+
+@pytest.mark.parametrize("how", ["chunk", "split", "roll", "slice"])
+def test_channels_taken_apart_in_forward(how):
+    """Equal chunks shrink together; channels picked by number stay, and inspect says why."""
+    torch.manual_seed(0)
+    from .toy_models import PickingNet
+
+    model = PickingNet(how).double().eval()
+    channels = channel_map(model, torch.randn(1, 3, 8, 8, dtype=torch.float64))
+    stem = channels.group("stem")
+    if how == "chunk":
+        assert (stem.units, stem.fixed) == (6, ())
+    else:
+        assert not stem.prunable
+        assert "by number" in stem.why
+    assert channels.group("left").layers == ("left", "right")
+    picks = lambda g: [[u] for u in range(g.units)] if g.prunable else []  # noqa: E731
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for group in channels.groups:
+        for units in picks(group):
+            gone = channels.removed({})
+            gone[torch.tensor(units) + group.offset] = True
+            with torch.inference_mode(), masked(model, channels, gone):
+                expected = model(x)
+            torch.testing.assert_close(cut(model, channels, gone)(x), expected, rtol=1e-9, atol=1e-9)

@@ -23,3 +23,28 @@ class FixedPadNet(nn.Module):
 
 def fixed_pad_net(**_: int) -> nn.Module:
     return FixedPadNet()
+
+
+class PickingNet(nn.Module):
+    """forward() that takes channels apart: by number, in equal chunks, rolled; PReLU with a weight a channel."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.act = nn.PReLU(12)
+        self.left = nn.Conv2d(6, 8, 3, padding=1)
+        self.right = nn.Conv2d(6, 8, 3, padding=1)
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        if self.how == "chunk":
+            a, b = x.chunk(2, 1)
+        elif self.how == "split":
+            a, b = x.split(6, 1)
+        elif self.how == "roll":
+            a, b = x.roll(1, 1).chunk(2, 1)
+        else:
+            a, b = x[:, :6], x[:, 6:]
+        return self.classifier(F.relu(self.left(a) * self.right(b).sigmoid()).mean((2, 3)))
