@@ -36,7 +36,7 @@ class Training:
 
     def __str__(self) -> str:
         tops = " ".join(f"{t:.4f}" for t in self.validation_top1)
-        return f"{self.epochs} epochs of {self.images:,} images in {self.seconds:.0f} s; validation top-1 {tops}"
+        return f"{self.epochs} {'epoch' if self.epochs == 1 else 'epochs'} of {self.images:,} images in {self.seconds:.0f} s; validation top-1 {tops}"
 
 
 def train(
