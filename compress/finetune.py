@@ -36,7 +36,8 @@ class Training:
 
     def __str__(self) -> str:
         tops = " ".join(f"{t:.4f}" for t in self.validation_top1)
-        return f"{self.epochs} {'epoch' if self.epochs == 1 else 'epochs'} of {self.images:,} images in {self.seconds:.0f} s; validation top-1 {tops}"
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        return f"{epochs} of {self.images:,} images in {self.seconds:.0f} s; validation top-1 {tops}"
 
 
 def train(
