@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import SlimrankError
 from .layers import CONVS, ChannelMap, Group
+from .ties import Ties
 
 NONE = -1  # the label of what no filter made: the image, constants, padding
 
@@ -82,8 +83,7 @@ class _Tracer(TorchDispatchMode):
         self.model = model
         self.names = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
         self.labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.parent: list[int] = []
-        self.why: dict[int, str] = {}
+        self.ties = Ties()
         self.reads: dict[str, Tensor] = {}
         self.writes: dict[str, Tensor] = {}
         self.own: set[str] = set()
@@ -92,39 +92,6 @@ class _Tracer(TorchDispatchMode):
         self.paused = 0
 
     # -- labels ------------------------------------------------------------------------------------------------------
-
-    def fresh(self, n: int) -> Tensor:
-        start = len(self.parent)
-        self.parent.extend(range(start, start + n))
-        return torch.arange(start, start + n)
-
-    def find(self, label: int) -> int:
-        while self.parent[label] != label:
-            self.parent[label] = self.parent[self.parent[label]]
-            label = self.parent[label]
-        return label
-
-    def tie(self, a: Tensor, b: Tensor) -> None:
-        """Element by element, the labels of `a` and `b` (broadcast) become one; a label that meets NONE is pinned."""
-        a, b = torch.broadcast_tensors(a, b)
-        for dim in range(a.dim()):  # expanded dimensions repeat themselves
-            if a.shape[dim] > 1 and a.stride(dim) == 0 and b.stride(dim) == 0:
-                a, b = a.narrow(dim, 0, 1), b.narrow(dim, 0, 1)
-        for left, right in torch.stack([a.reshape(-1), b.reshape(-1)], 1).unique(dim=0).tolist():
-            if left < 0 or right < 0:
-                self.pin(torch.tensor([left, right]), "it is combined with channels that no filter makes")
-                continue
-            left, right = self.find(left), self.find(right)
-            if left != right:
-                self.parent[max(left, right)] = min(left, right)
-                reason = self.why.get(left) or self.why.get(right)
-                if reason:
-                    self.why[min(left, right)] = reason
-
-    def pin(self, labels: Tensor, why: str) -> None:
-        for label in labels.reshape(-1).unique().tolist():
-            if label >= 0:
-                self.why.setdefault(self.find(label), why)
 
     def of(self, x: object) -> Tensor | None:
         return self.labels.get(x) if isinstance(x, Tensor) else None
@@ -148,7 +115,7 @@ class _Tracer(TorchDispatchMode):
         rows = labels.movedim(axis, 0)
         while rows.dim() > 1:
             if rows.stride(-1) != 0 and rows.shape[-1] > 1 and not bool((rows == rows[..., :1]).all()):
-                self.pin(labels, "channels and positions are mixed before a layer reads them")
+                self.ties.pin(labels, "channels and positions are mixed before a layer reads them")
             rows = rows[..., 0]
         return rows.clone()
 
@@ -161,13 +128,13 @@ class _Tracer(TorchDispatchMode):
     def note(self, table: dict[str, Tensor], name: str, labels: Tensor) -> None:
         """Remember what a layer reads or writes; a layer called twice ties its two uses."""
         if name in table:
-            self.tie(table[name], labels)
+            self.ties.tie(table[name], labels)
         else:
             table[name] = labels
 
     def output(self, name: str, n: int) -> Tensor:
         """A layer's output labels: fresh ones the first time, the same ones when it is called again."""
-        return self.writes[name] if name in self.writes else self.fresh(n)
+        return self.writes[name] if name in self.writes else self.ties.fresh(n)
 
     def axis(self, tensor: object, axis: int, labels: Tensor) -> bool:
         """A parameter's axis shrinks with these labels; False when the tensor is no parameter of the model."""
@@ -176,7 +143,7 @@ class _Tracer(TorchDispatchMode):
             return False
         known = self.axes.setdefault(name, {})
         if axis in known:
-            self.tie(known[axis], labels)
+            self.ties.tie(known[axis], labels)
         known.setdefault(axis, labels)
         return True
 
@@ -209,7 +176,7 @@ class _Tracer(TorchDispatchMode):
             labels = self.per_channel(x, 1)
             for tensor in args[1:5]:
                 if isinstance(tensor, Tensor) and tensor.numel() > 1 and not self.axis(tensor, 0, labels):
-                    self.pin(labels, f"{op} runs on tensors that are not parameters")
+                    self.ties.pin(labels, f"{op} runs on tensors that are not parameters")
             self.labels[out] = self.of(x)
         elif op in POOL:
             self.pool(op, out[0] if isinstance(out, tuple) else out, x, args, kwargs)
@@ -231,7 +198,7 @@ class _Tracer(TorchDispatchMode):
 
     def give_up(self, op: str, tensors: list[Tensor], out: object) -> None:
         for x in tensors:
-            self.pin(self.labels[x], f"it passes through {op}, which mixes channels or which slimrank does not know")
+            self.ties.pin(self.labels[x], f"it passes through {op}, which mixes channels or which slimrank does not know")
         if isinstance(out, Tensor) and out.shape == tensors[0].shape:  # pinned as it is, it can be followed on
             self.labels[out] = self.labels[tensors[0]]
 
@@ -242,7 +209,7 @@ class _Tracer(TorchDispatchMode):
             return self.spread(torch.full((out.shape[1],), NONE), out)
         if groups > 1:  # a conv group goes as a whole: its inputs and outputs are one unit
             rows = labels.view(groups, -1)
-            self.tie(rows, rows[:, :1])
+            self.ties.tie(rows, rows[:, :1])
             written = rows[:, :1].expand(groups, out.shape[1] // groups).reshape(-1)
         else:
             written = self.output(name, out.shape[1])
@@ -265,7 +232,7 @@ class _Tracer(TorchDispatchMode):
         name, _, leaf = self.names.get(id(weight), "").rpartition(".")
         if leaf == "weight" and isinstance(self.model.get_submodule(name), kinds):
             return name
-        self.pin(labels, "a weight outside nn.Conv and nn.Linear reads it")
+        self.ties.pin(labels, "a weight outside nn.Conv and nn.Linear reads it")
         return None
 
     def done(self, name, read, written, bias, out, per_pair, axis) -> None:
@@ -315,14 +282,14 @@ class _Tracer(TorchDispatchMode):
             sides.append(labels)
         tensors = [s for s in sides if s is not None]
         if len(tensors) == 2:
-            self.tie(*tensors)
+            self.ties.tie(*tensors)
         self.labels[out] = torch.broadcast_to(tensors[0], out.shape)
 
     def parameter(self, side: Tensor, other: Tensor) -> Tensor:
         """Labels of a parameter that meets an activation directly (layer scale): one axis may follow the channels."""
         wide = [d for d in range(side.dim()) if side.shape[d] > 1]
         if len(wide) == 1 and id(side) in self.names:
-            labels = self.fresh(side.shape[wide[0]])
+            labels = self.ties.fresh(side.shape[wide[0]])
             self.axis(side, wide[0], labels)
             shape = [1] * side.dim()
             shape[wide[0]] = -1
@@ -335,38 +302,38 @@ class _Tracer(TorchDispatchMode):
             dim = args[COUNTING[op]] if len(args) > COUNTING[op] else kwargs.get("dim", kwargs.get("dims", 0))
             for axis in dim if isinstance(dim, (list, tuple)) else [dim]:
                 if self.varies(labels, axis):
-                    self.pin(labels, f"forward() picks channels by number ({op})")
+                    self.ties.pin(labels, f"forward() picks channels by number ({op})")
         moved = labels.reshape(out.shape) if "view" in str(func) else func(labels, *args[1:], **kwargs)
         outs, moves = (out, moved) if isinstance(out, (list, tuple)) else ([out], [moved])
         if op == "chunk" and self.varies(labels, args[2] if len(args) > 2 else kwargs.get("dim", 0)):
             if len({m.shape for m in moves}) > 1:
-                self.pin(labels, "forward() chunks its channels into unequal parts")
+                self.ties.pin(labels, "forward() chunks its channels into unequal parts")
             else:
                 for other in moves[1:]:  # equal parts stay equal only if they shrink together
-                    self.tie(moves[0], other)
+                    self.ties.tie(moves[0], other)
         for one, its in zip(outs, moves, strict=True):
             wide = [d for d in range(its.dim()) if self.varies(its, d)]
             for dim in wide[:-1]:  # channels split in two axes (channel shuffle): equal along all but the last
-                self.tie(its, its.narrow(dim, 0, 1))
+                self.ties.tie(its, its.narrow(dim, 0, 1))
             self.labels[one] = its
 
     # -- result ------------------------------------------------------------------------------------------------------
 
     def finish(self, logits: Tensor) -> ChannelMap:
         labels = self.per_channel(logits, 1)
-        self.pin(labels, "its outputs are the model's classes")
-        roots = torch.tensor([self.find(i) for i in range(len(self.parent))] + [NONE])
+        self.ties.pin(labels, "its outputs are the model's classes")
+        roots = torch.tensor([self.ties.find(i) for i in range(len(self.ties.parent))] + [NONE])
         final = set(roots[labels].tolist())
         classifier = next((n for n, w in reversed(self.writes.items()) if set(roots[w].tolist()) & final), "")
 
         groups: list[Group] = []
-        unit = torch.full((len(self.parent) + 1,), NONE)
+        unit = torch.full((len(self.ties.parent) + 1,), NONE)
         for layers, members in self.components(roots):
             named = next((n for n in layers if n not in self.own), layers[0])
             for local, root in enumerate(members):
                 unit[root] = sum(g.units for g in groups) + local
-            fixed = [i for i, root in enumerate(members) if root in self.why]
-            why = self.why[members[fixed[0]]] if fixed else ""
+            fixed = [i for i, root in enumerate(members) if root in self.ties.why]
+            why = self.ties.why[members[fixed[0]]] if fixed else ""
             if len(members) == 1 and not fixed:
                 why = f"its {len(self.writes[named])} channels are all tied together: cutting one would cut them all"
             n = len(self.writes[named])
