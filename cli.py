@@ -14,9 +14,9 @@ from slimrank.errors import SlimrankError, near
 def train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """train a network (or go on from a checkpoint) and write a slim checkpoint"""
     from slimrank.compress import training
-    from slimrank.files import ready
+    from slimrank.files import output
 
-    ready(args.out)
+    output(args.out, ".safetensors", getattr(args, "checkpoint", None))
     made, result = training.from_scratch_or_checkpoint(
         args.model, args.model_arg, args.start, reading(args), opener(args),
         epochs=args.epochs, lr=args.lr, seed=args.seed, device=args.device, augment=args.augment, size=args.size,
@@ -47,7 +47,9 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def rank(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """score every filter; writes a scores file and a bar chart"""
     from slimrank.compress import ranking
+    from slimrank.files import output
 
+    output(args.out, ".json")
     scores, chart = ranking.rank(
         checkpoint(args), args.ranker, opener(args) if args.data else None, args.out,
         layers=args.layer, seed=args.seed, k1=args.k1, device=args.device,
@@ -58,7 +60,9 @@ def rank(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def prune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """cut the filters that matter least, to a budget"""
     from slimrank.compress import ranking
+    from slimrank.files import output
 
+    output(args.out, ".safetensors", args.checkpoint)
     result = ranking.prune(
         checkpoint(args), args.out, opener(args) if args.data else None,
         ranker=args.ranker, scores=args.scores, ratio=args.ratio, macs=args.macs, scope=args.scope, align=args.align,
@@ -71,9 +75,9 @@ def finetune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """train a checkpoint on, with or without a teacher"""
     from slimrank.compress import training
     from slimrank.compress.checkpoint import load
-    from slimrank.files import ready
+    from slimrank.files import output
 
-    ready(args.out)
+    output(args.out, ".safetensors", getattr(args, "checkpoint", None))
     teacher = load(args.teacher, name=args.teacher_model, size=args.size) if args.teacher else None
     made, result = training.finetune(
         checkpoint(args), opener(args), teacher,
@@ -87,9 +91,9 @@ def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """replace the classifier by sparse class-specific subspaces"""
     from slimrank.compress.checkpoint import save
     from slimrank.compress.head import specialize
-    from slimrank.files import ready
+    from slimrank.files import output
 
-    ready(args.out)
+    output(args.out, ".safetensors", getattr(args, "checkpoint", None))
     given = checkpoint(args)
     made, result = specialize(
         given, opener(args)(given.preprocessing), k1=args.k1, k2=args.k2, layout=args.layout,
@@ -102,7 +106,9 @@ def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def export(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """write ONNX and compare it with PyTorch"""
     from slimrank.compress import evaluation
+    from slimrank.files import output
 
+    output(args.out, ".onnx", args.checkpoint)
     result = evaluation.export(checkpoint(args), args.out, opener(args) if args.data else None)
     return result, f"{result['path']}: {result['bytes']:,} bytes\n{result['says']}"
 
@@ -227,7 +233,7 @@ def parser() -> Parser:
 
     common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="the result as one JSON object on stdout")
-    common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--seed", type=int, default=0, help="of splits, random scores and training (default 0)")
     common.add_argument("--device", default="cpu", help="cpu or cuda, for PyTorch's part")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
 
@@ -256,8 +262,8 @@ def parser() -> Parser:
 
     budget = Parser(add_help=False)
     budget.add_argument("--ranker", default=None, help="influential, l1 (default), random")
-    budget.add_argument("--ratio", type=float, help="share of filters to remove")
-    budget.add_argument("--macs", type=float, help="share of MACs to keep")
+    budget.add_argument("--ratio", type=float, help="share of filters to remove, between 0 and 1")
+    budget.add_argument("--macs", type=float, help="share of MACs to keep, between 0 and 1")
     budget.add_argument(
         "--scope", default="layer", help="layer (default): uniform shares; global: scores compared across layers"
     )
@@ -267,8 +273,8 @@ def parser() -> Parser:
 
     def training(epochs: int, lr: float) -> Parser:
         made = Parser(add_help=False)
-        made.add_argument("--epochs", type=int, default=epochs)
-        made.add_argument("--lr", type=float, default=lr)
+        made.add_argument("--epochs", type=int, default=epochs, help=f"passes over the training images (default {epochs})")
+        made.add_argument("--lr", type=float, default=lr, help=f"highest learning rate, SGD (default {lr})")
         made.add_argument("--augment", help="none, shift, shift+flip (default: flip for colour images only)")
         return made
 
@@ -340,7 +346,8 @@ def main(argv: list[str] | None = None) -> int:
         say("error: " + " ".join(str(error).split()))
         return 1
     except KeyboardInterrupt:
-        say("error: interrupted; what was finished is kept, `compress` goes on when run again")
+        again = f"; `slimrank {args.verb}` goes on when run again" if args.verb in ("compress", "demo") else ""
+        say(f"error: interrupted{again}")
         return 130
     except BrokenPipeError:
         return 1

@@ -10,6 +10,17 @@ from typing import Any
 from .errors import SlimrankError
 
 
+def output(path: str | Path, suffix: str, *inputs: str | Path | None) -> Path:
+    """Check before long work: `path` ends in `suffix`, is none of the files read, and can be written; make its folder."""
+    path = Path(path)
+    if path.suffix != suffix:
+        raise SlimrankError(f"--out {path} must end in {suffix}, as {path.with_suffix(suffix).name}")
+    for given in inputs:
+        if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
+            raise SlimrankError(f"--out {path} is the file that is read; name another one")
+    return ready(path)
+
+
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` on success, remove it on any failure."""

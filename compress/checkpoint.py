@@ -25,6 +25,7 @@ from .subspace import SubspaceLinear
 from .surgery import fit_attributes, replace_tensor
 
 FORMAT = 1
+MAX_SIZE = 4096  # pixels a side; what is larger is a slip of the keyboard
 HEADER = "slimrank"
 SEEN = (
     "warning: whoever trained this checkpoint may have trained on the validation images, and accuracy there is then memory; "
@@ -131,7 +132,12 @@ def load(
     """
     path = Path(path)
     if not path.is_file():
-        raise SlimrankError(f"no checkpoint at {path}; check the path")
+        what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        raise SlimrankError(f"no checkpoint at {path}: it {what}; check the path")
+    if path.suffix == ".onnx":
+        raise SlimrankError(f"{path} is an ONNX file; this verb takes a checkpoint (evaluate and bench take ONNX)")
+    if size is not None and not 1 <= size <= MAX_SIZE:
+        raise SlimrankError(f"--size is {size}, must lie in 1..{MAX_SIZE} pixels")
     header: dict[str, Any] | None = None
     if path.suffix == ".safetensors":
         state, header = _read_safetensors(path)
@@ -140,7 +146,7 @@ def load(
         name = name or named
     _check_finite(state, path)
     if header is not None:
-        if mean or std or size or arguments or (name and name != header.get("model")):
+        if mean or std or size is not None or arguments or (name and name != header.get("model")):
             raise SlimrankError(
                 f"{path} carries its own model ({header.get('model')}) and preprocessing; leave out --model, --model-arg, "
                 "--mean, --std and --size"
@@ -155,7 +161,7 @@ def load(
     model = models.build(name, arguments)
     _fill(model, state, path, f"{name} {arguments}")
     channels = models.input_channels(model)
-    default = Preprocessing.default(channels, size or models.input_size(name))
+    default = Preprocessing.default(channels, models.input_size(name) if size is None else size)
     preprocessing = Preprocessing(default.size, mean or default.mean, std or default.std)
     if len(preprocessing.mean) != channels:
         raise SlimrankError(f"--mean has {len(preprocessing.mean)} values, the model reads {channels} channels")
@@ -185,7 +191,7 @@ def _read_pickle(path: Path, trust_pickle: bool) -> tuple[dict[str, Tensor], str
             ) from error
         raise SlimrankError(f"{path} is damaged or no PyTorch checkpoint; copy or make it again") from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise SlimrankError(f"{path} is damaged or no PyTorch checkpoint ({type(error).__name__}); copy it again") from error
+        raise SlimrankError(f"{path} is damaged or no PyTorch checkpoint; copy or make it again") from error
     named = value.get("arch") if isinstance(value, dict) else None
     if isinstance(value, nn.Module):
         value = value.state_dict()

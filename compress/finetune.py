@@ -40,6 +40,16 @@ class Training:
         return f"{epochs} of {self.images:,} images in {self.seconds:.0f} s; validation top-1 {tops}"
 
 
+def check(epochs: int, lr: float, augment: str | None) -> None:
+    """Raise SlimrankError for settings that cannot train."""
+    if epochs < 1:
+        raise SlimrankError(f"--epochs is {epochs}, must be at least 1")
+    if not 0 < lr <= 10:
+        raise SlimrankError(f"--lr is {lr}, must lie between 0 and 10; 0.02 to 0.1 is usual")
+    if augment is not None and augment not in AUGMENT:
+        raise SlimrankError(f"no augmentation {augment!r}; {near(augment, AUGMENT)}")
+
+
 def train(
     model: nn.Module,
     images: Images,
@@ -63,11 +73,8 @@ def train(
     `shift` for grey ones (digits are not mirror images). With `keep_best` and a validation split, the weights of its
     best epoch are returned, else the last. Raises SlimrankError when the loss is no longer finite.
     """
-    if epochs < 1 or lr <= 0:
-        raise SlimrankError(f"--epochs {epochs} and --lr {lr} must be positive")
+    check(epochs, lr, augment)
     augment = augment or ("shift+flip" if len(images.preprocessing.mean) == 3 else "shift")
-    if augment not in AUGMENT:
-        raise SlimrankError(f"no augmentation {augment!r}; {near(augment, AUGMENT)}")
     start = time.perf_counter()
     batch = batch or (128 if len(images) >= 5000 else 32)
     torch.manual_seed(seed)

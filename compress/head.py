@@ -85,9 +85,9 @@ def specialize(
     checkpoint = checkpoint.with_classes(data)
     channels = channel_map(checkpoint.model, checkpoint.example())
     dense = classifier(checkpoint.model, channels)
-    k2 = k2 or default_k(dense.in_features)
-    k1 = k1 or k2
-    for name, k in (("k1", k1), ("k2", k2)):
+    k2 = default_k(dense.in_features) if k2 is None else k2
+    k1 = k2 if k1 is None else k1
+    for name, k in (("k2", k2), ("k1", k1)):
         if not 1 <= k <= dense.in_features:
             raise SlimrankError(
                 f"--{name} is {k}, the classifier reads {dense.in_features} features; choose 1 to {dense.in_features}"
@@ -185,8 +185,10 @@ def fastest(timed: Comparison) -> tuple[str, str]:
 
 def random_heads(features: int, classes: int, k: int, seed: int = 0) -> dict[str, nn.Module]:
     """A dense layer and the same layer truncated to its k largest weights a class, in every layout."""
-    if not 1 <= k <= features or classes < 1:
-        raise SlimrankError(f"--k is {k}, must lie in 1..{features} (--features), and --classes {classes} above 0")
+    if features < 1 or classes < 1:
+        raise SlimrankError(f"--features {features} and --classes {classes} must be at least 1")
+    if not 1 <= k <= features:
+        raise SlimrankError(f"--k is {k}, must lie in 1..{features}, the number of --features")
     torch.manual_seed(seed)
     dense = nn.Linear(features, classes)
     index = dense.weight.detach().abs().topk(k, 1).indices.sort(1).values

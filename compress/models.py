@@ -198,6 +198,8 @@ def _constructor(name: str, trusted: bool) -> Callable[..., Any]:
     if name in OWN:
         return OWN[name][0]
     if name not in names():
+        if name.startswith(TRANSFORMERS):
+            raise SlimrankError(f"{name} is a transformer; slimrank compresses CNN classifiers")
         raise SlimrankError(f"no model named {name!r}; {near(name, names())}")
     import torchvision
 

@@ -18,14 +18,14 @@ from .. import __version__
 from ..errors import SlimrankError, near
 from ..evaluate.accuracy import accuracy, predictor
 from ..evaluate.data import Data, open_data
-from ..evaluate.latency import check_provider, compare
+from ..evaluate.latency import check_settings, compare
 from ..evaluate.macs import count
 from ..evaluate.report import html
 from ..export.to_onnx import export
 from ..files import read_json, ready, write_json, write_text
 from .checkpoint import SEEN, Checkpoint, load, save
 from .evaluation import compared, onnx_metadata
-from .finetune import train
+from .finetune import check, train
 from .head import specialize
 from .layers import ChannelMap, stays
 from .rankers import DATA_FREE, ranker
@@ -66,8 +66,7 @@ class Options:
     device: str = "cpu"
 
     def check(self) -> None:
-        for provider in self.providers:
-            check_provider(provider)
+        check_settings(self.providers, self.batch, self.threads)
         ranker(self.ranker)
         if self.head not in HEADS:
             raise SlimrankError(f"no head {self.head!r}; {near(self.head, HEADS)}")
@@ -75,8 +74,8 @@ class Options:
             raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
         if self.data is None and (self.rivals or self.head == "gather"):
             raise SlimrankError("--rivals and --head gather need images; add --data")
-        if self.epochs < 0 or self.lr <= 0:
-            raise SlimrankError(f"--epochs {self.epochs} must not be negative, --lr {self.lr} must be positive")
+        if self.epochs:
+            check(self.epochs, self.lr, self.augment)
 
 
 def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -> "Run":
@@ -94,17 +93,19 @@ def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -
     }
     if out.exists() and not out.is_dir():
         raise SlimrankError(f"cannot write into {out}: it is a file; name a folder with --out")
-    ready(out / "state.json")
     state = {"asked": asked, "stages": []}
     if (out / "state.json").exists():
         state = read_json(out / "state.json", "the state of")
         old = state.get("asked", {})
         for key, value in asked.items():
             if old.get(key) != value:
-                what = "another checkpoint" if key == "checkpoint" else f"{key} {old.get(key)!r}, not {value!r}"
+                shown = ["its default" if v is None else repr(v) for v in (old.get(key), value)]
+                what = "another checkpoint" if key == "checkpoint" else f"--{key} {shown[0]}, not {shown[1]}"
                 raise SlimrankError(f"{out} was made with {what}; name another --out, or remove the folder")
+    run = Run(checkpoint, out, options, state)
+    ready(out / "state.json")
     (out / "stages").mkdir(exist_ok=True)
-    return Run(checkpoint, out, options, state)
+    return run
 
 
 class Run:

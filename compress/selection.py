@@ -31,6 +31,7 @@ class PruningPlan:
     scope: str
     ranker: str
     widths: dict[str, list[int]] = field(default_factory=dict)  # group -> [units before, units after]
+    convs: list[str] = field(default_factory=list)  # groups of conv filters, the ones that alignment is about
 
     def check(self, channels: ChannelMap) -> None:
         """Raise SlimrankError unless the plan fits this network."""
@@ -55,7 +56,10 @@ class PruningPlan:
         rows = [f"  {name:32} {a:5} -> {b:5}" for name, (a, b) in self.widths.items() if a != b]
         share = self.macs_after / max(self.macs_before, 1)
         head = f"{self.ranker}, {self.scope} scope: MACs {self.macs_before:,} -> {self.macs_after:,} ({share:.1%} kept)"
-        return "\n".join([head, *rows])
+        align = int(self.budget.get("align", 1))
+        odd = [name for name, (a, b) in self.widths.items() if name in self.convs and a != b and b % align]
+        note = [f"  {len(odd)} of these are no multiples of {align}: blocks alone miss the budget"] if odd else []
+        return "\n".join([head, *rows, *note])
 
 
 def select(
@@ -105,7 +109,9 @@ def select(
     if least > target:
         share = least / cost(nothing)
         limit = f"--macs of at least {share:.3f}" if macs is not None else f"--ratio of at most {1 - share:.3f}"
-        raise SlimrankError(f"--{name} {value} is out of reach: what must stay leaves a {limit}; `slimrank inspect` shows it")
+        raise SlimrankError(
+            f"--{name} {value} is out of reach: with one filter left in each layer that can be cut, the least is a {limit}"
+        )
     while low < high:  # fewest removals that meet the target
         middle = (low + high) // 2
         low, high = (low, middle) if cost(without(middle)) <= target else (middle + 1, high)
@@ -169,10 +175,11 @@ def _order(model: nn.Module, groups: list[Group], scores: FilterScores, scope: s
 
 
 def _plan(model, channels, groups, gone, ranker, scope, budget) -> PruningPlan:
+    convs = [g.name for g in groups if isinstance(model.get_submodule(g.name), CONVS)]
     before = channels.macs(model, channels.removed({}))
     keep, widths = {}, {}
     for group in groups:
         kept = (~gone[group.offset : group.offset + group.units]).nonzero().flatten().tolist()
         keep[group.name] = kept
         widths[group.name] = [group.units, len(kept)]
-    return PruningPlan(keep, before, channels.macs(model, gone), budget, scope, ranker, widths)
+    return PruningPlan(keep, before, channels.macs(model, gone), budget, scope, ranker, widths, convs)

@@ -12,7 +12,7 @@ from ..evaluate.accuracy import accuracy, predictor
 from ..evaluate.data import Data, Preprocessing
 from . import models
 from .checkpoint import Checkpoint, load, save
-from .finetune import train
+from .finetune import check, train
 
 __all__ = ["finetune", "fresh", "from_scratch_or_checkpoint", "save"]
 Opener = Callable[[Preprocessing], Data]
@@ -60,6 +60,7 @@ def finetune(
     *, epochs: int, lr: float, seed: int, device: str, augment: str | None, step: str = "finetune",
 ) -> tuple[Checkpoint, dict[str, Any]]:  # fmt: skip
     """Train on the train split, keep the epoch that validates best, report test accuracy before and after."""
+    check(epochs, lr, augment)
     data = opener(checkpoint.preprocessing)
     checkpoint = checkpoint.with_classes(data)
     if teacher is not None:

@@ -33,7 +33,8 @@ class Preprocessing:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise SlimrankError(f"--mean has {len(self.mean)} values, --std {len(self.std)}; give 1 or 3 of each")
         if min(self.std) <= 0 or self.size < 1:
-            raise SlimrankError(f"--std {self.std} and --size {self.size} must be positive")
+            what = f"--size {self.size}" if self.size < 1 else f"--std {self.std}"
+            raise SlimrankError(f"{what} must be positive")
 
     @classmethod
     def default(cls, channels: int, size: int) -> "Preprocessing":
@@ -201,6 +202,8 @@ def _folders(root: Path, preprocessing: Preprocessing) -> tuple[list[str], dict[
 
     names = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
     found = {key: root / n for key, options in names.items() for n in options if (root / n).is_dir()}
+    if not root.is_dir():
+        raise SlimrankError(f"--data folder:{root}: there is no such folder; check the path")
     if not found:
         raise SlimrankError(f"{root} holds no train/, val/ or test/ folder; point folder: at the folder that does")
     if len(found) == 3:
@@ -254,7 +257,7 @@ def _known(kind: str, place: str, preprocessing: Preprocessing, download: bool) 
             made = makers[kind](place, train=train, download=download)
         except (RuntimeError, OSError) as error:
             wanted = "raw/*-ubyte under DIR/" + makers[kind].__name__ if "mnist" in kind else "torchvision's layout"
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].split(" You can use download")[0].rstrip(".")
             raise SlimrankError(f"--data {kind}:{place}: {reason}; it needs {wanted}, or --download") from error
         pictures = made.data.numpy() if isinstance(made.data, Tensor) else made.data
         labels = torch.as_tensor(made.targets)

@@ -30,6 +30,8 @@ class Runner:
 
     def __init__(self, path: str | Path, provider: str = "cpu", threads: int | None = None):
         wanted = check_provider(provider)
+        if Path(path).suffix == ".safetensors":
+            raise SlimrankError(f"{path} is a checkpoint, not an ONNX file; `slimrank export` makes one of it")
         if not Path(path).is_file():
             raise SlimrankError(f"no ONNX file at {path}; check the path")
         options = onnxruntime.SessionOptions()
@@ -75,6 +77,14 @@ def check_provider(provider: str) -> str:
     if wanted not in onnxruntime.get_available_providers():
         raise SlimrankError(f"this onnxruntime has no {wanted}; on a machine with an NVIDIA GPU: {SWAP}")
     return wanted
+
+
+def check_settings(providers: Sequence[str], batches: Sequence[int], threads: Sequence[int]) -> None:
+    """Raise SlimrankError for settings that cannot be timed."""
+    if min(batches) < 1 or min(threads) < 1:
+        raise SlimrankError(f"--batch {list(batches)} and --threads {list(threads)} must be at least 1")
+    for provider in providers:
+        check_provider(provider)
 
 
 @dataclass(frozen=True)
@@ -131,10 +141,9 @@ def compare(
 
     Raises SlimrankError for a provider that is not there, and where ONNX Runtime would quietly fall back.
     """
-    if min(batches) < 1 or min(threads) < 1:
-        raise SlimrankError("--batch and --threads must be at least 1")
-    for provider in providers:
-        check_provider(provider)
+    check_settings(providers, batches, threads)
+    if not 0 < seconds < 3600:
+        raise SlimrankError(f"--seconds is {seconds}, must be positive")
     results: list[Latency] = []
     settings = [(p, t, b) for p in providers for t in threads for b in batches]
     for provider, thread, batch in tqdm(settings, desc="latency", leave=False, disable=None):

@@ -200,7 +200,7 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("inspect", tmp_path / "foreign.pt", "--model", "lenet"), "lenet5"),
         (("inspect", tmp_path / "foreign.pt", "--model", "nowhere.at:all"), "cannot import"),
         (("evaluate", tmp_path / "foreign.pt", "--model", "lenet5", "--data", "digitz"), "digits"),
-        (("evaluate", trained, "--data", f"folder:{tmp_path}/nothing"), "holds no train/"),
+        (("evaluate", trained, "--data", f"folder:{tmp_path}/nothing"), "no such folder"),
         (("rank", trained, "--ranker", "shaply", "-o", tmp_path / "s.json"), "no ranker"),
         (("rank", trained, "--ranker", "influential", "-o", tmp_path / "s.json"), "needs images"),
         (("rank", trained, "--ranker", "l1", "--layer", "conv9", "-o", tmp_path / "s.json"), "near ones: conv2, conv1"),
@@ -213,10 +213,23 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("specialize", trained, *digits, "--k2", 26, *out), "25 features"),
         (("specialize", trained, *digits, "--layout", "tile", *out), "no layout"),
         (("finetune", trained, *digits, "--epochs", 0, *out), "--epochs"),
-        (("finetune", trained, *digits, "--lr", 1e9, "--epochs", 1, *out), "diverged"),
+        (("finetune", trained, *digits, "--lr", 10, "--epochs", 1, *out), "diverged"),
         (("train", *digits, *out), "--model NAME"),
         (("train", "--model", "resnet20-cifar", "--model-arg", "depht=3", *digits, *out), "--model-arg"),
         (("export", trained, "-o", "/proc/nowhere/m.onnx"), "cannot write"),
+        (("export", trained, "-o", trained), "must end in .onnx"),
+        (("prune", trained, "--macs", 0.5, "-o", tmp_path / "x.pt"), "must end in .safetensors"),
+        (("prune", trained, "--macs", 0.5, "-o", trained), "is the file that is read"),
+        (("rank", trained, "--ranker", "l1", "-o", tmp_path / "r.svg"), "must end in .json"),
+        (("inspect", tmp_path / "foreign.pt", "--model", "lenet5", "--size", 100_000), "--size"),
+        (("inspect", tmp_path / "foreign.pt", "--model", "lenet5", "--size", 0), "--size"),
+        (("inspect", tmp_path / "foreign.pt", "--model", "vit_b_16"), "transformer"),
+        (("inspect", onnx), "is an ONNX file"),
+        (("inspect", tmp_path), "is a folder"),
+        (("bench", trained), "is a checkpoint"),
+        (("bench", onnx, "--seconds", -1), "--seconds"),
+        (("bench-head", "--features", 0), "--features"),
+        (("compress", trained, "--batch", "0", "-o", tmp_path / "c"), "--batch"),
         (("compress", trained, "--providers", "tpu", "-o", tmp_path / "c"), "no provider"),
         (("compress", trained, "--ranker", "influential", "-o", tmp_path / "c"), "needs images"),
         (("compress", trained, "--macs", 0.001, "-o", tmp_path / "c"), "out of reach"),
@@ -236,6 +249,7 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
     for words, match in cases:
         assert match in fails(capsys, *words), words
     assert not (tmp_path / "out.safetensors").exists()
+    assert not (tmp_path / "c").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     for words in ((), ("compres",), ("prune", trained), ("bench", onnx, "--batch", "one"), ("rank", trained, "-o", "x")):
         fails(capsys, *words, status=2)

@@ -88,7 +88,8 @@ def test_bad_data(tmp_path):
     root = folder(tmp_path / "a")
     for spec, match in (
         ("imagenet:x", "no data kind"),
-        (f"folder:{tmp_path}/nowhere", "holds no train/"),
+        (f"folder:{tmp_path}/nowhere", "no such folder"),
+        (f"folder:{tmp_path}", "holds no train/"),
         ("cifar10", "needs a folder"),
     ):
         with pytest.raises(SlimrankError, match=match):
