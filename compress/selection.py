@@ -1,9 +1,9 @@
 """Scores and a budget in, a pruning plan out: pure tensors, no surgery.
 
 One order of removal serves every budget: units are sorted by a key and dropped from the low end until the budget is met.
-Scope `layer` takes a unit's rank within its group as the key (every group loses about the same share: uniform pruning,
-ordered by the ranker); scope `global` takes the score divided by its group's mean, so that layers of different scale can
-be compared (algorithms.md, section 2), and never takes a group below a tenth of its units.
+Scope `layer` takes the share of the group that is gone with a unit as the key (every group loses about the same share:
+uniform pruning, ordered by the ranker); scope `global` takes the score divided by its group's mean, so that layers of
+different scale can be compared (algorithms.md, section 2), and never takes a group below a tenth of its units.
 """
 
 import json

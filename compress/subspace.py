@@ -5,10 +5,8 @@ the k2 features with most votes, are the class's subspace (Algorithm 1). Truncat
 W[y, j] x[j] + b_y, the dense weights as they are.
 """
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +84,6 @@ class Votes:
     mass: Tensor
     images: Tensor  # [classes]
     k1: int
-    seconds: float
 
     def choose(self, k2: int) -> Tensor:
         """int64 [classes, k2], rising: the features with most votes; ties by summed mass, then by lower index.
@@ -105,7 +102,6 @@ class Votes:
 
 def vote(features: Iterable[tuple[Tensor, Tensor]], classes: int, k1: int) -> Votes:
     """Algorithm 1's histogram from batches of (features [images, m], labels [images]); memory O(classes * m)."""
-    start = time.perf_counter()
     histogram = mass = None
     images = torch.zeros(classes, dtype=torch.long)
     for x, labels in features:
@@ -122,7 +118,7 @@ def vote(features: Iterable[tuple[Tensor, Tensor]], classes: int, k1: int) -> Vo
         images += torch.bincount(labels, minlength=classes)
     if histogram is None or mass is None:
         raise SlimrankError("no training images to choose features from; check --data")
-    return Votes(histogram, mass, images, k1, time.perf_counter() - start)
+    return Votes(histogram, mass, images, k1)
 
 
 def classifier(model: nn.Module, channels: ChannelMap) -> nn.Linear:
@@ -151,9 +147,3 @@ def truncate(dense: nn.Linear, index: Tensor, layout: str = "gather") -> Subspac
     bias = dense.bias.detach() if dense.bias is not None else weight.new_zeros(len(weight))
     index = index.to(weight.device)
     return SubspaceLinear(weight.gather(1, index), index, bias, dense.in_features, layout)
-
-
-def summary(index: Tensor) -> dict[str, Any]:
-    """How the subspaces share features, for the report."""
-    used = index.unique()
-    return {"features_read_by_any_class": len(used), "indices": index.tolist()}
