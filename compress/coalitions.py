@@ -27,7 +27,7 @@ from .layers import ChannelMap
 from .split import split
 
 MEMORY = 2 * 2**30  # bytes
-CACHE = 4 * 2**20  # bytes of the largest activation in one batch
+CACHE = 6 * 2**20  # bytes of the largest activation in one batch
 RESTART = 256  # coalitions after which a running sum is taken anew
 ROWS = 1024  # coalitions whose decisions are counted at once
 SILENT = 0.8  # share of images on which a unit must be heard for the others to be worth leaving out
@@ -37,11 +37,13 @@ POWER_SET = 25  # units
 @dataclass(frozen=True)
 class Outcome:
     """What `play` counts: images decided rightly, [coalitions, classes] int64; the summed log-likelihood, [coalitions]
-    float64, where asked for; which coalitions were dropped on the way (their counts stop there)."""
+    float64, where asked for; which coalitions were dropped on the way (their counts stop there), and how many images each
+    could have reached, int64 [coalitions]."""
 
     by_class: Tensor
     likelihood: Tensor | None
     dropped: Tensor
+    most: Tensor
 
     @property
     def correct(self) -> Tensor:
@@ -117,6 +119,7 @@ class Coalitions:
         by_class = torch.zeros(len(masks), self.classes, dtype=torch.int64)
         logs = torch.zeros(len(masks), dtype=torch.float64)
         alive = torch.ones(len(masks), dtype=torch.bool)
+        most = torch.full((len(masks),), self.images)
         self.evaluations += len(masks)
         self.plays += 1
         for chunk in self.chunks():
@@ -129,11 +132,12 @@ class Coalitions:
                     if likelihood:
                         logs[rows[k]] -= F.cross_entropy(logits, chunk.labels, reduction="none").double().sum().cpu()
                 by_class[rows] += ((chosen == chunk.labels).float() @ onehot).round().long().cpu()
+            most[alive] = by_class[alive].sum(1) + left
             if floor is not None:
-                alive &= by_class.sum(1) + left >= floor
+                alive &= most >= floor
                 if not bool(alive.any()):
                     break
-        return Outcome(by_class, logs if likelihood else None, ~alive)
+        return Outcome(by_class, logs if likelihood else None, ~alive, most)
 
     def without_each(self, base: Tensor, units: Sequence[int], **options: Any) -> Outcome:
         """`play` for the coalitions that lack one of `units` each, beside what `base` lacks."""

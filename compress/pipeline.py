@@ -29,6 +29,7 @@ from .finetune import check, train
 from .head import specialize
 from .layers import ChannelMap, stays
 from .rankers import DATA_FREE, ranker
+from .ranking import scored
 from .scores import FilterScores
 from .selection import PruningPlan, runtime_block, select, uniform
 from .surgery import prune
@@ -198,9 +199,7 @@ class Run:
 
     def rank(self) -> dict[str, Any]:
         o = self.options
-        channels = channel_map(self.input.model, self.input.example())
-        batches = None if self.data is None or o.ranker in DATA_FREE else self.train_images().batches()
-        scores = ranker(o.ranker)(self.input.model, channels, batches, classes=self.classes, seed=o.seed)
+        scores = scored(self.input, o.ranker, self.data, seed=o.seed)
         scores.save(self.at("scores.json"))
         return {"ranker": o.ranker, "scores": scores.scores, "says": f"{o.ranker}: {len(scores.scores)} filter groups"}
 

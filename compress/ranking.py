@@ -1,9 +1,10 @@
 """Rank and prune as one call each: checkpoint and options in, files and results out."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..errors import SlimrankError
 from ..evaluate.accuracy import accuracy, predictor
@@ -12,7 +13,7 @@ from ..evaluate.macs import count
 from ..evaluate.plots import bars
 from ..files import ready, write_text
 from .checkpoint import Checkpoint, save
-from .rankers import DATA_FREE, ranker
+from .rankers import DATA_FREE, ENOUGH, OPTIONS, SPLIT, ranker
 from .scores import FilterScores
 from .selection import runtime_block, select
 from .surgery import prune as cut
@@ -22,25 +23,36 @@ Opener = Callable[[Preprocessing], Data]
 
 
 def scored(
-    checkpoint: Checkpoint, name: str, data: Data | None, *, seed: int, device: str = "cpu", **options: Any
-) -> FilterScores:
-    """Run one ranker; the paper's histogram reads the training split."""
+    checkpoint: Checkpoint, name: str, data: Data | None,
+    *, seed: int, device: str = "cpu", layers: list[str] | None = None, **options: Any,
+) -> FilterScores:  # fmt: skip
+    """Run one ranker on the split that it reads (rankers.SPLIT). `options`: what it takes beside; None is its default.
+
+    Where counting or training is costly and the data has no `--limit`, the first of a seeded shuffle do (rankers.ENOUGH).
+    """
     function = ranker(name)
+    options = {k: v for k, v in options.items() if v is not None and v is not False}
+    odd = [k for k in options if k not in OPTIONS.get(name, ())]
+    if odd:
+        takes = ", ".join(f"--{k.replace(chr(95), chr(45))}" for k in OPTIONS.get(name, ())) or "no options"
+        raise SlimrankError(f"ranker {name} takes no --{odd[0]}; it takes {takes}")
     if name not in DATA_FREE and data is None:
         raise SlimrankError(f"ranker {name} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
-    batches = None if data is None or name in DATA_FREE else data.split("train").batches(device=device)
-    options = {k: v for k, v in options.items() if v is not None}
-    if options and name in DATA_FREE:
-        raise SlimrankError(f"ranker {name} takes no --{next(iter(options))}; leave it out")
+    batches = None
+    if data is not None and name not in DATA_FREE:
+        images = data.split(SPLIT[name])
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        most = len(images) if data.limit is not None else ENOUGH.get(name, len(images))
+        batches = images.subset(order[:most]).batches(device=device)
     model = checkpoint.model.to(device)
-    channels = channel_map(model, checkpoint.example())
+    channels = channel_map(model, checkpoint.example().to(device))
     classes = 0 if data is None else len(data.classes)
-    return function(model, channels, batches, classes=classes, seed=seed, **options)
+    return function(model, channels, batches, classes=classes, seed=seed, layers=layers, **options)
 
 
 def rank(
     checkpoint: Checkpoint, name: str, opener: Opener | None, out: Path,
-    *, layers: list[str] | None, seed: int, k1: int | None, device: str,
+    *, layers: list[str] | None, seed: int, device: str, **options: Any,
 ) -> tuple[FilterScores, Path]:  # fmt: skip
     """Score the filters of all groups, or of those that `layers` belong to; write scores and chart."""
     ready(out)
@@ -48,14 +60,7 @@ def rank(
     if opener is not None:
         data = opener(checkpoint.preprocessing)
         checkpoint = checkpoint.with_classes(data)
-    channels = channel_map(checkpoint.model, checkpoint.example())
-    chosen = [channels.group(layer).name for layer in layers] if layers else None
-    scores = scored(checkpoint, name, data, seed=seed, device=device, k1=k1)
-    if chosen is not None:
-        unscored = [n for n in chosen if n not in scores.scores]
-        if unscored:
-            raise SlimrankError(f"layer {unscored[0]} cannot be pruned: {channels.group(unscored[0]).why}")
-        scores = replace(scores, scores={n: scores.scores[n] for n in chosen})
+    scores = scored(checkpoint, name, data, seed=seed, device=device, layers=layers, **options)
     scores.save(out)
     chart = out.with_suffix(".svg")
     write_text(chart, bars(scores.scores))

@@ -15,7 +15,9 @@ from .layers import ChannelMap
 class FilterScores:
     """`scores[layer]`: one float a unit of the group named after that layer, in the layer's order.
 
-    `estimated` is False when the score is exact on the images given; `evaluations` counts network evaluations.
+    `ties[layer]`: a second number a unit, which decides between equal scores (then the lower index is the lesser).
+    `estimated` is False when the score is exact on the images given; `evaluations` counts network evaluations, each over
+    all images. `extra`: what only this ranker tells (class-wise CAR, confidence, ...); it stands beside the rest in JSON.
     """
 
     ranker: str
@@ -26,6 +28,19 @@ class FilterScores:
     images: int = 0
     seed: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    ties: dict[str, list[float]] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def order(self, layer: str) -> list[int]:
+        """The units of a layer, least important first."""
+        score = torch.tensor(self.scores[layer], dtype=torch.float64)
+        tie = torch.tensor(self.ties.get(layer, [0.0] * len(score)), dtype=torch.float64)
+        second = torch.argsort(tie, stable=True)
+        return second[torch.argsort(score[second], stable=True)].tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = asdict(self)
+        return {**fields, **fields.pop("extra")}
 
     @classmethod
     def flat(cls, ranker: str, channels: ChannelMap) -> "FilterScores":
@@ -33,14 +48,14 @@ class FilterScores:
         return cls(ranker, {g.name: [1.0] * g.units for g in channels.groups if g.prunable})
 
     def save(self, path: str | Path) -> None:
-        write_json(path, asdict(self))
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "FilterScores":
         value = read_json(path, "scores file")
-        fields = {k: v for k, v in value.items() if k in cls.__dataclass_fields__}
+        fields = {k: v for k, v in value.items() if k in cls.__dataclass_fields__ and k != "extra"}
         try:
-            made = cls(**fields)
+            made = cls(**fields, extra={k: v for k, v in value.items() if k not in fields})
             numbers = torch.tensor([float(s) for layer in made.scores.values() for s in layer])
         except (TypeError, ValueError, AttributeError) as error:
             raise SlimrankError(f"scores file {path} is not one that `slimrank rank` writes; make it again") from error
@@ -53,6 +68,6 @@ class FilterScores:
         rows.append(f"  {'layer':32} filters   lowest   median  highest  best five")
         for name, scores in self.scores.items():
             s = torch.tensor(scores, dtype=torch.float64)
-            best = torch.argsort(s, descending=True, stable=True)[:5].tolist()
+            best = self.order(name)[::-1][:5]
             rows.append(f"  {name:32} {len(s):7} {s.min():8.3g} {s.median():8.3g} {s.max():8.3g}  {best}")
         return "\n".join(rows)

@@ -153,7 +153,8 @@ def _order(model: nn.Module, groups: list[Group], scores: FilterScores, scope: s
                 f"scores for {group.name} count {len(score)} filters, the network has {group.units}; rank this checkpoint"
             )
         score[list(group.fixed)] = torch.inf
-        ranked = torch.argsort(score, stable=True)
+        order = [unit for unit in scores.order(group.name) if unit not in group.fixed]
+        ranked = torch.tensor([*order, *group.fixed])
         floor = max(1, len(group.fixed), round(0.1 * group.units) if scope == "global" else 1)
         removable = group.units - floor
         if scope == "layer":  # a step's key is the share of the group that is gone after it

@@ -106,13 +106,26 @@ class Images:
             self._cache = self.read(range(len(self)))
         return self.read(index.tolist()) if self._cache is None else self._cache[index]
 
-    def batches(
-        self, size: int = 250, *, shuffle: torch.Generator | None = None, device: str = "cpu"
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int = 250, *, shuffle: torch.Generator | None = None, device: str = "cpu") -> "Batches":
         """Normalised float32 images [<= size, channels, height, width] and labels; in order unless `shuffle` is given."""
-        order = torch.arange(len(self)) if shuffle is None else torch.randperm(len(self), generator=shuffle)
-        for index in order.split(size):
-            yield self.preprocessing.normalise(self.pixels(index).to(device)), self.labels[index].to(device)
+        return Batches(self, size, shuffle, device)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Images and labels, batch by batch; can be iterated again."""
+
+    images: Images
+    size: int
+    shuffle: torch.Generator | None
+    device: str
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(self.images)
+        order = torch.arange(n) if self.shuffle is None else torch.randperm(n, generator=self.shuffle)
+        for index in order.split(self.size):
+            pixels = self.images.pixels(index).to(self.device)
+            yield self.images.preprocessing.normalise(pixels), self.images.labels[index].to(self.device)
 
 
 @dataclass(frozen=True)

@@ -17,26 +17,49 @@ def bars(scores: dict[str, list[float]], kept: dict[str, list[int]] | None = Non
     rows = math.ceil(len(scores) / columns)
     figure = Figure(figsize=(3.1 * columns, 1.55 * rows), layout="constrained")
     for i, (layer, values) in enumerate(scores.items()):
-        axes = figure.add_subplot(rows, columns, i + 1)
-        heights = np.array(values)
-        stays = np.ones(len(heights), bool)
-        if kept is not None and layer in kept:
-            stays[:] = False
-            stays[kept[layer]] = True
-        # one filled outline for all bars of a colour: a few hundred bytes, however many filters
-        edges = np.arange(len(heights) + 1) - 0.5
-        low = min(0.0, float(heights.min()))
-        for mask, colour in ((stays, "#2463a6"), (~stays, "#d9b38c")):
-            if mask.any():
-                axes.stairs(np.where(mask, heights, low), edges, baseline=low, fill=True, color=colour)
-        axes.set_title(layer, fontsize=7, loc="left")
-        axes.set_xlim(-0.5, len(heights) - 0.5)
-        axes.set_ylim(low, max(float(heights.max()), low + 1e-9) * 1.05)
-        axes.tick_params(labelsize=6, length=2)
-        axes.locator_params(axis="y", nbins=3)
-        axes.locator_params(axis="x", nbins=5, integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
+        strong = None if kept is None else kept.get(layer)
+        _bars(figure.add_subplot(rows, columns, i + 1), layer, values, strong)
     return _svg(figure)
+
+
+def pairs(
+    names: tuple[str, str],
+    first: dict[str, list[float]],
+    second: dict[str, list[float]],
+    best: list[dict[str, list[int]]],
+) -> str:
+    """Two rankers' bar charts side by side, a row a layer; the filters that each puts on top are strong, the others pale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 1.4 * len(first) + 0.2), layout="constrained")
+    for i, layer in enumerate(first):
+        for j, (name, scores) in enumerate(zip(names, (first, second), strict=True)):
+            _bars(figure.add_subplot(len(first), 2, 2 * i + j + 1), f"{layer}: {name}", scores[layer], best[j][layer])
+    return _svg(figure)
+
+
+def _bars(axes, title: str, values: list[float], strong: list[int] | None) -> None:
+    heights = np.array(values)
+    stays = np.ones(len(heights), bool)
+    if strong is not None:
+        stays[:] = False
+        stays[strong] = True
+    # one filled outline for all bars of a colour: a few hundred bytes, however many filters
+    edges = np.arange(len(heights) + 1) - 0.5
+    low = min(0.0, float(heights.min()))
+    for mask, colour in ((stays, "#2463a6"), (~stays, "#d9b38c")):
+        if mask.any():  # bars stand on zero, negative ones hang from it
+            axes.stairs(np.where(mask, heights, 0.0), edges, baseline=0.0, fill=True, color=colour)
+    axes.set_title(title, fontsize=7, loc="left")
+    axes.set_xlim(-0.5, len(heights) - 0.5)
+    axes.set_ylim(low * 1.05, max(float(heights.max()), low + 1e-9, 1e-9) * 1.05)
+    axes.tick_params(labelsize=6, length=2)
+    axes.locator_params(axis="y", nbins=3)
+    axes.locator_params(axis="x", nbins=5, integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def widths(before: dict[str, int], after: dict[str, int]) -> str:

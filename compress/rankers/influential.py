@@ -27,6 +27,7 @@ def rank(
     *,
     classes: int,
     seed: int = 0,
+    layers: list[str] | None = None,
     k1: int | None = None,
 ) -> FilterScores:
     """Score of a unit: votes over all classes; ties are broken by its mean |activation| (a fraction below 1 is added).
@@ -35,7 +36,7 @@ def rank(
     at least one; where `k1` exceeds the units, all of them). One forward pass an image.
     """
     start = time.perf_counter()
-    groups = [g for g in channels.groups if g.prunable and channels.readers(g)]
+    groups = [channels.group(name) for name in channels.chosen(layers)]
     reader = {g.name: channels.readers(g)[-1] for g in groups}
     responses: dict[str, list[Tensor]] = {g.name: [] for g in groups}
     labels = []

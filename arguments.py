@@ -1,0 +1,159 @@
+"""The command line's words: verbs and options, described once."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+RANKERS = "influential, l1, car, shapley, switch, random; torch-pruning's taylor, bn-scale, fpgm, lamp"
+
+
+def pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def many(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    def numbers(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",")]
+
+    numbers.__name__ = "comma-separated list"
+    return numbers
+
+
+def floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        self.exit(2, f"error: {message}; `{self.prog} --help` lists what it takes\n")
+
+
+def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
+    """Options are described once and shared by the verbs that take them. `functions`: what each verb runs."""
+    top = Parser(prog="slimrank", description="Rank, cut, specialise, export and time CNN classifiers.")
+    top.add_argument("--version", action="version", version=f"slimrank {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    common = Parser(add_help=False)
+    common.add_argument("--json", action="store_true", help="the result as one JSON object on stdout")
+    common.add_argument("--seed", type=int, default=0, help="of splits, random scores and training (default 0)")
+    common.add_argument("--device", default="cpu", help="cpu or cuda, for PyTorch's part")
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    model = Parser(add_help=False)
+    model.add_argument(
+        "--model", metavar="NAME", help="for foreign checkpoints: resnet20-cifar, resnet18, package.module:function, ..."
+    )
+    model.add_argument("--model-arg", metavar="K=V", type=pair, action="append", default=[])
+    model.add_argument("--mean", type=floats, help="for foreign checkpoints, comma-separated (default: ImageNet's)")
+    model.add_argument("--std", type=floats)
+    model.add_argument("--size", type=int, help="image size for foreign checkpoints (default: the network's own)")
+    model.add_argument("--trust-pickle", action="store_true", help="unpickle a file that holds code (it will run)")
+
+    def data(required: bool) -> Parser:
+        made = Parser(add_help=False)
+        made.add_argument("--data", metavar="SPEC", required=required, help="digits, mnist:DIR, cifar10:DIR, folder:DIR, ...")
+        made.add_argument("--validation", default="train:0.1", help="train:F or test:F (default train:0.1)")
+        made.add_argument("--limit", type=int, help="at most this many images of each split")
+        made.add_argument("--download", action="store_true")
+        return made
+
+    target = Parser(add_help=False)
+    target.add_argument("--batch", type=many(int), default=[1, 8, 32], help="batch sizes, comma-separated")
+    target.add_argument("--threads", type=many(int), default=[1], help="thread counts, comma-separated")
+    target.add_argument("--providers", "--provider", type=many(str), default=["cpu"], help="cpu, cuda")
+
+    budget = Parser(add_help=False)
+    budget.add_argument("--ranker", default=None, help=f"default l1; {RANKERS}")
+    budget.add_argument("--ratio", type=float, help="share of filters to remove, between 0 and 1")
+    budget.add_argument("--macs", type=float, help="share of MACs to keep, between 0 and 1")
+    budget.add_argument(
+        "--scope", default="layer", help="layer (default): uniform shares; global: scores compared across layers"
+    )
+    budget.add_argument(
+        "--align", type=int, help="keep conv widths at multiples of this (default: ONNX Runtime's block; 1: off)"
+    )
+
+    def training(epochs: int, lr: float) -> Parser:
+        made = Parser(add_help=False)
+        made.add_argument("--epochs", type=int, default=epochs, help=f"passes over the training images (default {epochs})")
+        made.add_argument("--lr", type=float, default=lr, help=f"highest learning rate, SGD (default {lr})")
+        made.add_argument("--augment", help="none, shift, shift+flip (default: flip for colour images only)")
+        return made
+
+    subspaces = Parser(add_help=False)
+    subspaces.add_argument("--k1", type=int, help="features an image votes for (default: as k2)")
+    subspaces.add_argument("--k2", type=int, help="features a class keeps (default: an eighth, at least 5)")
+
+    def verb(name: str, *parents: Parser) -> Parser:
+        function = functions[name]
+        made = verbs.add_parser(name, parents=[common, *parents], help=function.__doc__, description=function.__doc__)
+        made.set_defaults(run=function)
+        return made
+
+    def reads(made: Parser, what: str = "checkpoint") -> Parser:
+        made.add_argument("checkpoint", type=Path, help=what)
+        return made
+
+    def writes(made: Parser, what: str, default: str | None = None) -> Parser:
+        made.add_argument("--out", "-o", type=Path, required=default is None, default=default, help=what)
+        return made
+
+    writes(verb("demo"), "folder for the results (default: demo)", "demo")
+    made = writes(verb("train", model, data(True), training(20, 0.1)), "slim checkpoint to write")
+    made.add_argument("--from", dest="start", type=Path, metavar="CKPT", help="start from this checkpoint")
+    reads(verb("inspect", model))
+    made = reads(verb("evaluate", model, data(True), target), "checkpoint or .onnx file")
+    made.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    made = writes(reads(verb("rank", model, data(False))), "scores file to write (.json); the chart goes beside it")
+    made.add_argument("--ranker", required=True, help=RANKERS)
+    made.add_argument("--layer", action="append", help="only this layer's group (repeatable); the classifier: its features")
+    made.add_argument("--k1", type=int, help="influential: votes an image has in each layer (default: a quarter)")
+    made.add_argument("--greedy", action="store_true", help="car: remove the least, recompute, repeat")
+    made.add_argument("--remove", type=int, help="car --greedy: filters to remove in each layer (default: all but one)")
+    made.add_argument("--estimator", help="shapley: exact, truncated, permutation, subsets")
+    made.add_argument("--samples", type=int, help="shapley: at most this many pairs (default 20)")
+    made.add_argument("--coalition-size", type=int, help="shapley, truncated: coalitions of fewer filters (default 2)")
+    made.add_argument("--tolerance", type=float, help="shapley: stop at this half-width of the 95%% confidence intervals")
+    made.add_argument("--epochs", type=int, help="switch: passes over the images (default 5)")
+    made.add_argument("--lr", type=float, help="switch: learning rate, Adam (default 0.1)")
+    made.add_argument("--alpha0", type=float, help="switch: prior; below 1 for few filters (default 0.5)")
+    made.add_argument("--sampled", action="store_true", help="switch: learn by samples, not at the mean")
+    made.add_argument("--memory", type=int, help="car, shapley, switch: bytes for cached activations (default 2 GiB)")
+    made = verb("compare-ranks")
+    made.add_argument("scores", type=Path, nargs=2, help="scores files of `rank`")
+    made.add_argument("--top", type=int, default=5, help="how many best filters to compare (default 5)")
+    made.add_argument("--out", "-o", type=Path, help="bar charts side by side (.svg)")
+    made = writes(reads(verb("prune", model, data(False), budget)), "slim checkpoint to write")
+    made.add_argument("--scores", type=Path, help="scores file of `rank`, instead of --ranker")
+    made = writes(reads(verb("finetune", model, data(True), training(5, 0.02))), "slim checkpoint to write")
+    made.add_argument("--teacher", type=Path, help="checkpoint to distil from")
+    made.add_argument("--teacher-model", metavar="NAME", help="its network, for a foreign checkpoint")
+    made = writes(reads(verb("specialize", model, data(True), target, subspaces)), "slim checkpoint to write")
+    made.add_argument("--layout", default="auto", help="auto (default), dense, gather")
+    writes(reads(verb("export", model, data(False))), "ONNX file to write")
+    made = verb("bench", target)
+    made.add_argument("models", type=Path, nargs="+", help=".onnx files; the first is what the others are compared with")
+    made.add_argument("--seconds", type=float, default=1.0, help="time for each model and setting")
+    made = verb("bench-head", model, target)
+    made.add_argument("checkpoint", type=Path, nargs="?", help="take the final layer of this checkpoint")
+    made.add_argument("--features", type=int, default=2048)
+    made.add_argument("--classes", type=int, default=1000)
+    made.add_argument("--k", type=int, default=50, help="features a class keeps")
+    made.add_argument("--layout", type=many(str), default=["dense", "gather"])
+    made = writes(
+        reads(verb("compress", model, data(False), budget, training(5, 0.02), subspaces, target)), "folder for the results"
+    )
+    made.add_argument("--head", default="auto", help="auto (default: subspaces where they are faster), linear, gather")
+    made.add_argument("--rivals", action="store_true", help="also train the dense model and a random cut equally long")
+    return top

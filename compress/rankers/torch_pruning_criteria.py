@@ -1,0 +1,110 @@
+"""torch-pruning's own criteria (Fang et al., DepGraph): taylor, bn-scale, fpgm, lamp.
+
+Only the criteria are theirs. Which filters belong together comes from our own trace: their graph does not follow every
+network (benchmarks/coupling.py). A criterion's classes read a group as items of (layer, how it is cut, indices, root
+indices), and that is what they are given here.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_pruning.pruner import function, importance
+from tqdm import tqdm
+
+from ...errors import SlimrankError
+from ..layers import CONVS, ChannelMap, Group
+from ..scores import FilterScores
+
+NORMS = nn.modules.batchnorm._BatchNorm
+CRITERIA: dict[str, Callable[[], Callable[[Any], Tensor | None]]] = {
+    "taylor": importance.GroupTaylorImportance,  # |weight * gradient| (Molchanov et al. 2019)
+    "bn-scale": importance.BNScaleImportance,  # |gamma| (Liu et al. 2017, Network Slimming)
+    "fpgm": importance.FPGMImportance,  # distance to the layer's other filters (He et al. 2019)
+    "lamp": importance.LAMPImportance,  # squared weights over those of all larger filters (Lee et al. 2021)
+}
+
+
+@dataclass
+class Item:
+    """What their criteria unpack: `dep, idxs = item`, and `item.root_idxs`."""
+
+    dep: Any
+    idxs: list[int]
+    root_idxs: list[int]
+
+    def __iter__(self):
+        return iter((self.dep, self.idxs))
+
+
+def rank(
+    criterion: str,
+    model: nn.Module,
+    channels: ChannelMap,
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    *,
+    classes: int = 0,
+    seed: int = 0,
+    layers: list[str] | None = None,
+) -> FilterScores:
+    """Score of a unit: the criterion, averaged over the group's layers, over the group's mean (their defaults).
+
+    `taylor` reads `batches`: gradients of the mean cross-entropy, in eval mode, one pass. The others are data-free.
+    Raises SlimrankError for a layer that the criterion says nothing of (bn-scale without BatchNorm).
+    """
+    start = time.perf_counter()
+    images = 0
+    model = copy.deepcopy(model).eval().requires_grad_(criterion == "taylor")
+    if criterion == "taylor":
+        assert batches is not None
+        model.zero_grad()
+        for x, labels in tqdm(batches, desc="taylor", leave=False, disable=None):
+            F.cross_entropy(model(x), labels, reduction="sum").backward()
+            images += len(labels)
+        if not images:
+            raise SlimrankError("no images to rank on; check --data and --limit")
+    scores = {}
+    for name in channels.chosen(layers):
+        group = channels.group(name)
+        value = CRITERIA[criterion]()(items(model, channels, group))
+        if value is None:
+            raise SlimrankError(
+                f"ranker {criterion} says nothing of layer {name}: no BatchNorm follows it; take another ranker"
+            )
+        scores[name] = value[: group.units].double().cpu().tolist()
+    seconds = time.perf_counter() - start
+    return FilterScores(criterion, scores, criterion == "taylor", int(images > 0), seconds, images)
+
+
+RANKERS = {name: partial(rank, name) for name in CRITERIA}
+
+
+def items(model: nn.Module, channels: ChannelMap, group: Group) -> list[Item]:
+    """Every conv, linear and BatchNorm weight that the group's units are cut from, outputs before inputs."""
+    outputs, inputs = [], []
+    for tensor, axes in channels.axes.items():
+        owner, _, leaf = tensor.rpartition(".")
+        layer = model.get_submodule(owner)
+        if leaf != "weight" or not isinstance(layer, (*CONVS, nn.Linear, NORMS)):
+            continue
+        for axis, units in axes.items():
+            mine = ((units >= group.offset) & (units < group.offset + group.units)).nonzero().flatten()
+            if not len(mine):
+                continue
+            if isinstance(layer, NORMS):
+                cut = function.prune_batchnorm_out_channels
+            elif isinstance(layer, nn.Linear):
+                cut = (function.prune_linear_out_channels, function.prune_linear_in_channels)[axis]
+            else:
+                cut = (function.prune_conv_out_channels, function.prune_conv_in_channels)[axis]
+            dep = SimpleNamespace(layer=layer, target=SimpleNamespace(module=layer), pruning_fn=cut, handler=cut)
+            item = Item(dep, mine.tolist(), (units[mine] - group.offset).tolist())
+            (inputs if axis else outputs).append(item)
+    outputs.sort(key=lambda item: len(item.idxs) != group.units)  # the first one sets the length of the result
+    return outputs + inputs
