@@ -9,10 +9,9 @@ where `masked` zeroes them (layers.py), so a count is the count of the network t
   coalition that differs from the one before it by one unit costs one addition, then the layers behind;
 - an image on which a unit is silent (all zero) keeps its decision when that unit goes;
 - a coalition that can no longer win is dropped (`floor`), the images that decide it first (`hard_first`);
-- all coalitions of features that the classifier reads need no network at all (`power_set`).
+- coalitions whose layers behind are small run together.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,6 @@ CACHE = 6 * 2**20  # bytes of the largest activation in one batch
 RESTART = 256  # coalitions after which a running sum is taken anew
 ROWS = 1024  # coalitions whose decisions are counted at once
 SILENT = 0.8  # share of images on which a unit must be heard for the others to be worth leaving out
-POWER_SET = 25  # units
 
 
 @dataclass(frozen=True)
@@ -126,12 +124,17 @@ class Coalitions:
             left -= len(chunk)
             onehot = F.one_hot(chunk.labels, self.classes).float()
             for rows in alive.nonzero().flatten().split(ROWS):
-                chosen = torch.empty(len(rows), len(chunk), dtype=torch.long, device=chunk.labels.device)
-                for k, logits in enumerate(self._logits(chunk, masks[rows], base)):
-                    torch.argmax(logits, 1, out=chosen[k])
+                done = 0
+                hits = torch.empty(len(rows), len(chunk), device=chunk.labels.device)
+                for logits in self._logits(chunk, masks[rows], base):
+                    some = slice(done, done + len(logits))
+                    hits[some] = logits.argmax(2) == chunk.labels
                     if likelihood:
-                        logs[rows[k]] -= F.cross_entropy(logits, chunk.labels, reduction="none").double().sum().cpu()
-                by_class[rows] += ((chosen == chunk.labels).float() @ onehot).round().long().cpu()
+                        labels = chunk.labels.expand(len(logits), -1)
+                        lost = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+                        logs[rows[some]] -= lost.view(len(logits), -1).double().sum(1).cpu()
+                    done = some.stop
+                by_class[rows] += (hits @ onehot).round().long().cpu()
             most[alive] = by_class[alive].sum(1) + left
             if floor is not None:
                 alive &= most >= floor
@@ -145,108 +148,78 @@ class Coalitions:
         masks[torch.arange(len(units)), torch.tensor(units, dtype=torch.long)] = False
         return self.play(masks, base=base.bool().cpu(), **options)
 
-    @torch.no_grad()
-    def power_set(self) -> Tensor:
-        """Correct images of all 2^n coalitions, int64 [2^n]; bit i of the index is unit i. Raises SlimrankError over 25."""
-        if self.n > POWER_SET:
-            raise SlimrankError(
-                f"the power set of {self.n} filters has {2.0**self.n:.1e} coalitions, {POWER_SET} filters are the most; take "
-                f"--estimator permutation ({2 * (self.n - 1)} coalitions a sample) or subsets (2 a sample)"
-            )
-        if self.linear and self.split.logits:
-            return self._power_set_of_features()
-        every = torch.arange(2**self.n)
-        gray = every ^ (every >> 1)  # one unit changes from each coalition to the next
-        counts = torch.zeros(2**self.n, dtype=torch.int64)
-        for codes in gray.split(2**14):
-            counts[codes] = self.play(bits(codes, self.n)).correct
-        return counts
-
-    @torch.no_grad()
-    def _power_set_of_features(self) -> Tensor:
-        """The classifier is linear: a coalition's logits are a sum of two halves, whose sums stand in tables.
-
-        An image is right when its label's logit exceeds those of all other classes, the later ones by nothing at all
-        (argmax takes the first).
-        """
-        self.evaluations += 2**self.n
-        counts = torch.zeros(2**self.n, dtype=torch.int32)
-        layer = self.split.sites[0].layer
-        bias = torch.zeros(self.classes, dtype=self.dtype) if layer.bias is None else layer.bias
-        for chunk in self.chunks():
-            self.passes += len(chunk) * 2**self.n
-            labels = chunk.labels
-            own = labels.view(1, -1, 1).expand(self.n, -1, 1)
-            parts = torch.stack([self._part(chunk, unit) for unit in range(self.n)])
-            margins = (parts.gather(2, own) - parts).permute(2, 0, 1).contiguous()  # [classes, units, images]
-            start = (bias[labels][:, None] - bias).T.contiguous()
-            later = torch.arange(self.classes)[:, None] > labels
-            start = torch.where(later, torch.nextafter(start, torch.full_like(start, torch.inf)), start)
-            start[labels, torch.arange(len(labels))] = torch.inf
-            low = max(1, min(self.n - 1, round(math.log2(2**18 / len(chunk)))))
-            table = torch.einsum("kn,cnb->ckb", bits(torch.arange(2**low), low).to(margins), margins[:, :low])
-            least, sums = torch.empty_like(table[0]), torch.empty_like(table[0])
-            for code in range(2 ** (self.n - low)):
-                high = start + bits(torch.tensor([code]), self.n - low)[0].to(margins) @ margins[:, low:]
-                torch.add(table[0], high[0], out=least)
-                for c in range(1, self.classes):
-                    torch.add(table[c], high[c], out=sums)
-                    torch.minimum(least, sums, out=least)
-                counts[code * 2**low : (code + 1) * 2**low] += (least > 0).sum(1, dtype=torch.int32)
-        return counts.long()
-
     # -- logits of coalitions, one chunk of images -------------------------------------------------------------------
 
     def _logits(self, chunk: Chunk, masks: Tensor, base: Tensor | None) -> Iterator[Tensor]:
-        """[images, classes] for each coalition in turn; the next one may overwrite it."""
+        """[some coalitions, images, classes], in the order of `masks`."""
         if not self.linear:
             for mask in masks:
                 self.split.scale(mask.to(chunk.labels.device, self.dtype))
                 self.passes += len(chunk)
-                yield self.split.after(*chunk.crossing)
+                yield self.split.after(*chunk.crossing)[None]
             return
-        x, *others = chunk.crossing
-        tail = self.split.tail
+        others, tail = chunk.crossing[1:], self.split.tail
         assert tail is not None
+        gathered: list[Tensor] = []  # outputs of the reading layer, run together where they are small
+        most = 1
+        logits0: Tensor | None = None
+        for z, some in self._outputs(chunk, masks, base):
+            if some is None and not others:
+                most = max(1, CACHE // (z.numel() * z.element_size()))
+                gathered.append(z.clone() if most > 1 else z)
+            if gathered and (some is not None or len(gathered) >= most):
+                yield self._together(gathered)
+                gathered = []
+            if some is not None:  # the other images decide as they do for the base
+                logits0 = tail(self._read_by(chunk.crossing[0], base), *others) if logits0 is None else logits0
+                logits = logits0.clone()
+                if len(some):
+                    logits[some] = tail(z, *(o[some] for o in others))
+                yield logits[None]
+            elif others:
+                yield tail(z, *others)[None]
+            self.passes += len(z)
+        if gathered:
+            yield self._together(gathered)
+
+    def _together(self, outputs: list[Tensor]) -> Tensor:
+        assert self.split.tail is not None
+        z = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return self.split.tail(z).unflatten(0, (len(outputs), -1))
+
+    def _outputs(self, chunk: Chunk, masks: Tensor, base: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What the reading layer gives for each coalition, and for which images (None: all); overwritten by the next."""
+        x = chunk.crossing[0]
         self._keep_parts(chunk, len(masks))
         shared = chunk.parts is not None or self.cheap
         changes = _changes(masks, base)
         z0 = z = self._read_by(x, masks[0] if base is None else base)
-        logits0: Tensor | None = None
         for k, mask in enumerate(masks):
             some = self._heard(chunk, changes[k][0][0]) if base is not None and len(changes[k]) == 1 else None
-            if some is not None:
-                logits0 = tail(z0, *others) if logits0 is None else logits0
-                logits = logits0.clone()
-                if len(some):
-                    unit, sign = changes[k][0]
-                    z = (
-                        torch.add(z0[some], self._part(chunk, unit, some), alpha=sign)
-                        if shared
-                        else self._read_by(x[some], mask)
-                    )
-                    logits[some] = tail(z, *(o[some] for o in others))
-                self.passes += len(some)
-                yield logits
-                continue
-            if not shared or (base is None and (k % RESTART == 0 or len(changes[k]) > max(2, self.n // 4))):
+            if some is not None and not shared:
+                yield self._read_by(x[some], mask), some
+            elif some is not None:
+                unit, sign = changes[k][0]
+                yield torch.add(z0[some], self.part(chunk, unit, some), alpha=sign), some
+            elif not shared or (base is None and (k % RESTART == 0 or len(changes[k]) > max(2, self.n // 4))):
                 z = self._read_by(x, mask)
+                yield z, None
             elif base is None:
                 for unit, sign in changes[k]:
-                    z.add_(self._part(chunk, unit), alpha=sign)
+                    z.add_(self.part(chunk, unit), alpha=sign)
+                yield z, None
             else:
                 z = z0
                 for unit, sign in changes[k]:
-                    z = torch.add(z, self._part(chunk, unit), alpha=sign)
-            self.passes += len(chunk)
-            yield tail(z, *others)
+                    z = torch.add(z, self.part(chunk, unit), alpha=sign)
+                yield z, None
 
     def _read_by(self, x: Tensor, mask: Tensor) -> Tensor:
         """Output of the layer that reads the filters, for one coalition."""
         self.split.scale(mask.to(x.device, self.dtype))
         return self.split.sites[0](x)
 
-    def _part(self, chunk: Chunk, unit: int, some: Tensor | None = None) -> Tensor:
+    def part(self, chunk: Chunk, unit: int, some: Tensor | None = None) -> Tensor:
         """What a unit adds to the output of the layer that reads it; of all images, or of `some`."""
         if chunk.parts is not None:
             return chunk.parts[unit] if some is None else chunk.parts[unit][some]
@@ -260,7 +233,7 @@ class Coalitions:
         often = self.plays > 1 or coalitions > 2 * self.n
         if chunk.parts is not None or not often or not any(chunk is c for c in self.cache):
             return
-        first = self._part(chunk, 0)
+        first = self.part(chunk, 0)
         size = self.n * first.numel() * first.element_size()
         if size > self.free:
             return
@@ -269,7 +242,7 @@ class Coalitions:
         if first.dim() == 4:  # as the layers behind want it
             made = made.contiguous(memory_format=torch.channels_last)
         for unit, out in enumerate(made.split(len(first))):
-            out.copy_(self._part(chunk, unit))
+            out.copy_(self.part(chunk, unit))
         chunk.parts = made.unflatten(0, (self.n, len(first)))
 
     def _heard(self, chunk: Chunk, unit: int) -> Tensor | None:
@@ -337,9 +310,9 @@ class Coalitions:
         first = next(iter(self.batches), None)
         if first is None or len(first[1]) == 0:
             raise SlimrankError("no images to score filters on; check --data and --limit")
-        widest = _Widest()
+        widest = _Widest(len(first[1][:7]))
         with widest:
-            chunk = self._before(first[0][:1], first[1][:1])
+            chunk = self._before(first[0][:7], first[1][:7])
             logits = self.split.after(*chunk.crossing)
         if logits.shape[1] != self.classes:
             raise SlimrankError(f"the model has {logits.shape[1]} outputs, the data {self.classes} classes; they must match")
@@ -365,11 +338,6 @@ class Coalitions:
         self.cache = [Chunk(tuple(c[i] for c in columns), labels[i]) for i in order.split(self.rows)]
 
 
-def bits(codes: Tensor, n: int) -> Tensor:
-    """Coalitions from their numbers: bool [codes, n], bit i is unit i."""
-    return (codes[:, None] >> torch.arange(n)) & 1 == 1
-
-
 def _changes(masks: Tensor, base: Tensor | None) -> list[list[tuple[int, int]]]:
     """For each row the units that come (+1) or go (-1), against `base` or the row before."""
     before = torch.cat([masks[:1], masks[:-1]]) if base is None else base
@@ -380,12 +348,14 @@ def _changes(masks: Tensor, base: Tensor | None) -> list[list[tuple[int, int]]]:
 
 
 class _Widest(TorchDispatchMode):
-    """Remembers the largest tensor that an operation makes, in bytes."""
+    """Remembers the largest activation that an operation makes of `images` images: `bytes`, of one image."""
 
-    bytes = 1
+    def __init__(self, images: int):
+        super().__init__()
+        self.images, self.bytes = images, 1
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            self.bytes = max(self.bytes, out.numel() * out.element_size())
+        if isinstance(out, Tensor) and out.dim() and len(out) == self.images:
+            self.bytes = max(self.bytes, out.numel() * out.element_size() // self.images)
         return out

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...errors import SlimrankError, near
-from ..coalitions import MEMORY, POWER_SET, Coalitions
+from ..coalitions import MEMORY, Coalitions
 from ..layers import ChannelMap
+from ..powerset import POWER_SET, power_set
 from ..scores import FilterScores
 
 ESTIMATORS = ("exact", "truncated", "permutation", "subsets")
@@ -73,7 +74,7 @@ def rank(
             return game.play(masks).correct / game.images
 
         if way == "exact":
-            v = game.power_set() / game.images
+            v = power_set(game) / game.images
             value, width, used = exact(v), torch.zeros(game.n), 1
             empty, full = v[0], v[-1]
         elif way == "truncated":
