@@ -62,23 +62,27 @@ class ChannelMap:
                 return group
         raise SlimrankError(f"no layer {layer!r} with filters; {near(layer, [g.name for g in self.groups])}")
 
-    def chosen(self, layers: Sequence[str] | None) -> list[str]:
+    def chosen(self, layers: Sequence[str] | None, features: bool = False) -> list[str]:
         """Names of the groups that some layers belong to (None: all that can be pruned), each once, in forward order.
 
-        The classifier's own name stands for the features that it reads. Raises SlimrankError for a layer that does not
-        exist, and for one that cannot be masked alone.
+        With `features`, the classifier's own name stands for the features that it alone reads. Raises SlimrankError for a
+        layer that does not exist, and for one that cannot be masked alone.
         """
         if layers is None:
             return [group.name for group in self.groups if group.prunable and self.readers(group)]
         wanted = set()
         for layer in layers:
             group = self.group(layer)
-            if layer != self.classifier and not group.prunable:
+            if features and layer == self.classifier:
+                wanted.add(layer)
+                continue
+            if not group.prunable:
                 tied = [name for name in group.layers if name != layer]
                 beside = f" (tied to {', '.join(tied[:4])}{', ...' if len(tied) > 4 else ''})" if tied else ""
                 raise SlimrankError(f"layer {layer} cannot be pruned or masked alone{beside}: {group.why}; choose another")
-            wanted.add(layer if layer == self.classifier else group.name)
-        return [name for name in [*(group.name for group in self.groups), self.classifier] if name in wanted]
+            wanted.add(group.name)
+        names = dict.fromkeys([*(group.name for group in self.groups), self.classifier])
+        return [name for name in names if name in wanted]
 
     def removed(self, keep: Mapping[str, Sequence[int]]) -> Tensor:
         """Boolean [all units]: True where a unit is not among the kept ones of its group. Groups not named stay whole."""

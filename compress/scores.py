@@ -40,7 +40,8 @@ class FilterScores:
 
     def to_dict(self) -> dict[str, Any]:
         fields = asdict(self)
-        return {**fields, **fields.pop("extra")}
+        extra = fields.pop("extra")
+        return {**fields, **extra}
 
     @classmethod
     def flat(cls, ranker: str, channels: ChannelMap) -> "FilterScores":
@@ -70,4 +71,4 @@ class FilterScores:
             s = torch.tensor(scores, dtype=torch.float64)
             best = self.order(name)[::-1][:5]
             rows.append(f"  {name:32} {len(s):7} {s.min():8.3g} {s.median():8.3g} {s.max():8.3g}  {best}")
-        return "\n".join(rows)
+        return "\n".join(rows + [f"  note: {note}" for note in self.extra.get("notes", [])])

@@ -1,9 +1,13 @@
 """Slow versions that are obviously right."""
 
 import copy
+import itertools
+import math
 
 import torch
 from torch import nn
+
+from slimrank.compress.layers import masked
 
 
 def masked_by_weights(model: nn.Module, conv: str, norm: str, unit: int) -> nn.Module:
@@ -54,3 +58,86 @@ def macs_by_hand(model: nn.Module, shape: tuple[int, ...]) -> int:
             module.register_forward_hook(linear)
     model.eval()(torch.zeros(1, *shape))
     return total
+
+
+def hits(model: nn.Module, channels, layer: str, mask, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Which images are decided rightly with only some of a layer's units: mask by hook, full forward. Bool [images]."""
+    return naive_logits(model, channels, layer, mask, images).argmax(1) == labels
+
+
+def naive_logits(model: nn.Module, channels, layer: str, mask, images: torch.Tensor) -> torch.Tensor:
+    mask = torch.as_tensor(mask, dtype=torch.bool)
+    model.eval()
+    with torch.inference_mode():
+        if layer == channels.classifier:
+            keep = mask.to(images)
+            handle = model.get_submodule(layer).register_forward_pre_hook(lambda _m, inputs: (inputs[0] * keep,))
+            try:
+                return model(images)
+            finally:
+                handle.remove()
+        group = channels.group(layer)
+        gone = channels.removed({group.name: mask.nonzero().flatten().tolist()})
+        with masked(model, channels, gone):
+            return model(images)
+
+
+def greedy(model: nn.Module, channels, layer: str, rounds: int, images: torch.Tensor, labels: torch.Tensor):
+    """CAR greedy by brute force: [(unit, correct images left)]. Ties: higher log-likelihood, then lower index."""
+    units = channels.group(layer).units
+    present, order = [True] * units, []
+    for _ in range(rounds):
+        best = None
+        for unit in range(units):
+            if not present[unit]:
+                continue
+            mask = [p and i != unit for i, p in enumerate(present)]
+            logits = naive_logits(model, channels, layer, mask, images).double()
+            correct = int((logits.argmax(1) == labels).sum())
+            likelihood = float(logits.log_softmax(1).gather(1, labels[:, None]).sum())
+            if best is None or (correct, likelihood) > best[:2]:
+                best = (correct, likelihood, unit)
+        present[best[2]] = False
+        order.append((best[2], best[0]))
+    return order
+
+
+def shapley_by_orders(n: int, v) -> list[float]:
+    """Eq. 1: the mean marginal worth over all n! orders. `v(frozenset)`."""
+    value = [0.0] * n
+    for order in itertools.permutations(range(n)):
+        seen: frozenset[int] = frozenset()
+        for unit in order:
+            value[unit] += v(seen | {unit}) - v(seen)
+            seen = seen | {unit}
+    return [x / math.factorial(n) for x in value]
+
+
+def shapley_by_subsets(n: int, v) -> list[float]:
+    """Eq. 2: sum over coalitions of s! (n-1-s)! / n! times the marginal worth."""
+    value = [0.0] * n
+    for unit in range(n):
+        others = [i for i in range(n) if i != unit]
+        for s in range(n):
+            for chosen in itertools.combinations(others, s):
+                weight = math.factorial(s) * math.factorial(n - 1 - s) / math.factorial(n)
+                value[unit] += weight * (v(frozenset(chosen) | {unit}) - v(frozenset(chosen)))
+    return value
+
+
+def shapley_truncated(n: int, k: int, v) -> list[float]:
+    """Mean over coalition sizes below k of the mean marginal worth."""
+    value = [0.0] * n
+    for unit in range(n):
+        others = [i for i in range(n) if i != unit]
+        for s in range(k):
+            marginals = [v(frozenset(c) | {unit}) - v(frozenset(c)) for c in itertools.combinations(others, s)]
+            value[unit] += sum(marginals) / len(marginals) / k
+    return value
+
+
+def dirichlet_kl(phi: torch.Tensor, alpha: torch.Tensor) -> float:
+    """KL(Dir(phi) || Dir(alpha)), written out."""
+    a, b = phi.double(), alpha.double()
+    total = torch.lgamma(a.sum()) - torch.lgamma(a).sum() - torch.lgamma(b.sum()) + torch.lgamma(b).sum()
+    return float(total + ((a - b) * (torch.digamma(a) - torch.digamma(a.sum()))).sum())

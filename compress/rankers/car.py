@@ -41,9 +41,10 @@ def rank(
     order; evaluations: K n - K (K-1) / 2. Candidates are dropped as soon as they cannot win; the order is brute force's.
     """
     start = time.perf_counter()
-    names = channels.chosen(layers)
+    names = channels.chosen(layers, features=True)
     scores, ties, extra = {}, {}, {"car_by_class": {}, "removed": {}, "image_passes": 0}  # type: ignore[var-annotated]
     evaluations = images = 0
+    absent: list[int] = []
     for name in tqdm(names, desc="car", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, memory=memory, hard_first=greedy)
         fixed = channels.group(name).fixed if name != channels.classifier else ()
@@ -58,8 +59,12 @@ def rank(
             scores[name], ties[name], extra["car_by_class"][name] = car, lost, by_class
         evaluations, images = evaluations + game.evaluations, game.images
         extra["image_passes"] += game.passes
+        absent = (game.class_images == 0).nonzero().flatten().tolist()
     options: dict[str, Any] = {"greedy": greedy, "remove": remove}
     extra = {k: v for k, v in extra.items() if v}
+    if absent and not greedy:
+        few = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+        extra["notes"] = [f"no images of {len(absent)} classes ({few}): their car_by_class is null; raise --limit"]
     seconds = time.perf_counter() - start
     return FilterScores("car", scores, False, evaluations, seconds, images, None, options, ties, extra)
 

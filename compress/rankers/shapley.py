@@ -63,18 +63,19 @@ def rank(
         raise SlimrankError(f"--samples {samples} and --tolerance {tolerance} must be positive")
     generator = torch.Generator().manual_seed(seed)
     scores: dict[str, list[float]] = {}
-    extra: dict[str, Any] = {k: {} for k in ("value_full", "value_empty", "estimator", "confidence", "samples", "unreached")}
+    extra: dict[str, Any] = {k: {} for k in ("value_full", "value_empty", "estimator", "confidence", "samples")}
+    extra["notes"] = []
     evaluations = images = passes = 0
-    for name in tqdm(channels.chosen(layers), desc="shapley", leave=False, disable=None):
+    for name in tqdm(channels.chosen(layers, features=True), desc="shapley", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, memory=memory)
         way = estimator or ("exact" if game.n <= 12 else "permutation")
         ends = torch.stack([torch.zeros(game.n), torch.ones(game.n)]).bool()
 
         def worth(masks: Tensor, game: Coalitions = game) -> Tensor:
-            return game.play(masks).correct / game.images
+            return game.play(masks).correct.double() / game.images
 
         if way == "exact":
-            v = power_set(game) / game.images
+            v = power_set(game).double() / game.images
             value, width, used = exact(v), torch.zeros(game.n), 1
             empty, full = v[0], v[-1]
         elif way == "truncated":
@@ -85,7 +86,8 @@ def rank(
             draw = permutation_pairs if way == "permutation" else subset_pairs
             value, width, used = mean_of(draw(game.n, worth, float(empty), float(full), generator), samples, tolerance)
             if tolerance is not None and not float(width.max()) <= tolerance:
-                extra["unreached"][name] = float(width.max())
+                reached = f"{float(width.max()):.3g} after {used} samples"
+                extra["notes"].append(f"{name}: --tolerance {tolerance} not reached, it is {reached}; raise --samples")
         scores[name] = value.tolist()
         extra["value_empty"][name], extra["value_full"][name] = float(empty), float(full)
         extra["estimator"][name], extra["confidence"][name], extra["samples"][name] = way, width.tolist(), used
@@ -149,7 +151,7 @@ def permutation_pairs(n: int, worth: Worth, empty: float, full: float, generator
             arrived = torch.empty(n, dtype=torch.long)
             arrived[way] = torch.arange(n)
             masks = arrived[None, :] < torch.arange(1, n)[:, None]  # the first 1, 2, ... n-1 units
-            v = torch.cat([torch.tensor([empty]), worth(masks), torch.tensor([full])]).double()
+            v = torch.cat([torch.tensor([empty], dtype=torch.float64), worth(masks), torch.tensor([full], dtype=torch.float64)])
             pair[way] += (v[1:] - v[:-1]) / 2
         yield pair
 

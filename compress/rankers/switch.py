@@ -10,6 +10,9 @@ Filters are ranked by the mean s.
 Where we deviate: the layer is multiplied by n*s, so that uniform phi is the identity (plain s shrinks the layer n-fold); and
 the switch sits where the next layers read the filters, which for ReLU and pooling is the paper's place behind
 BatchNorm, and which in a residual stream is the only place that means the same as removing the filter.
+
+What to know: the switch sums to one, so a network that gains from a smaller layer (an overconfident one) puts the rest on
+whatever filter harms least, a dead one included.
 """
 
 import time
@@ -57,7 +60,7 @@ def rank(
     scores: dict[str, list[float]] = {}
     curve: dict[str, list[float]] = {}
     evaluations = images = 0
-    for name in tqdm(channels.chosen(layers), desc="switch", leave=False, disable=None):
+    for name in tqdm(channels.chosen(layers, features=True), desc="switch", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, memory=memory)
         phi, curve[name] = learn(game, epochs, lr, alpha0, sampled)
         scores[name] = (phi / phi.sum()).tolist()

@@ -56,7 +56,8 @@ def rank(
     """Score of a unit: the criterion, averaged over the group's layers, over the group's mean (their defaults).
 
     `taylor` reads `batches`: gradients of the mean cross-entropy, in eval mode, one pass. The others are data-free.
-    Raises SlimrankError for a layer that the criterion says nothing of (bn-scale without BatchNorm).
+    Layers that the criterion says nothing of (bn-scale without BatchNorm) are left out with a note; SlimrankError where they
+    were asked for.
     """
     start = time.perf_counter()
     images = 0
@@ -69,17 +70,20 @@ def rank(
             images += len(labels)
         if not images:
             raise SlimrankError("no images to rank on; check --data and --limit")
-    scores = {}
+    scores, silent = {}, []
     for name in channels.chosen(layers):
         group = channels.group(name)
         value = CRITERIA[criterion]()(items(model, channels, group))
         if value is None:
-            raise SlimrankError(
-                f"ranker {criterion} says nothing of layer {name}: no BatchNorm follows it; take another ranker"
-            )
-        scores[name] = value[: group.units].double().cpu().tolist()
+            silent.append(name)
+        else:
+            scores[name] = value[: group.units].double().cpu().tolist()
+    note = f"ranker {criterion} says nothing of {', '.join(silent)}: no BatchNorm follows"
+    if silent and (layers or not scores):
+        raise SlimrankError(f"{note}; take another ranker")
+    extra = {"notes": [f"{note}, left out"]} if silent else {}
     seconds = time.perf_counter() - start
-    return FilterScores(criterion, scores, criterion == "taylor", int(images > 0), seconds, images)
+    return FilterScores(criterion, scores, criterion == "taylor", int(images > 0), seconds, images, extra=extra)
 
 
 RANKERS = {name: partial(rank, name) for name in CRITERIA}

@@ -1,0 +1,201 @@
+"""The engine against the naive way: mask by hook, full forward, one coalition at a time."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slimrank.compress import models
+from slimrank.compress.checkpoint import load
+from slimrank.compress.coalitions import Coalitions
+from slimrank.compress.powerset import bits, power_set
+from slimrank.compress.split import split
+from slimrank.compress.tracing import channel_map
+from slimrank.errors import SlimrankError
+from slimrank.evaluate.data import open_data
+
+from .reference import hits, naive_logits
+from .test_surgery import lively
+from .toy_models import PickingNet
+
+
+@pytest.fixture(scope="module")
+def real(resnet20, cifar):
+    """resnet20 in float64 with 24 test images: model, channels, batches, images, labels."""
+    checkpoint = load(resnet20, name="resnet20-cifar")
+    data = open_data(f"folder:{cifar}", checkpoint.preprocessing, validation="test:0.5", limit=24)
+    x, y = next(iter(data.split("validation").batches(24)))
+    model = checkpoint.model.double().eval()
+    return model, channel_map(model, checkpoint.example().double()), [(x[:10].double(), y[:10]), (x[10:].double(), y[10:])], y
+
+
+def same(game, model, channels, layer, batches, masks, **options):
+    """Counts by class equal to the last image, log-likelihood to nine digits."""
+    images = torch.cat([x for x, _ in batches])
+    labels = torch.cat([y for _, y in batches])
+    found = game.play(masks, likelihood=True, **options)
+    for row, mask in enumerate(masks):
+        logits = naive_logits(model, channels, layer, mask, images)
+        expected = torch.bincount(labels[logits.argmax(1) == labels], minlength=game.classes)
+        assert found.by_class[row].tolist() == expected.tolist(), (layer, row)
+        likelihood = float(logits.log_softmax(1).gather(1, labels[:, None]).sum())
+        assert float(found.likelihood[row]) == pytest.approx(likelihood, rel=1e-9)
+    return found
+
+
+@pytest.mark.parametrize("layer", ["conv1", "layer1.0.conv1", "layer2.0.conv2", "layer3.0.conv1", "layer3.2.conv1", "linear"])
+@pytest.mark.parametrize("memory", [2**30, 2**19, 0])
+def test_counts_are_those_of_the_naive_way(real, layer, memory):
+    model, channels, batches, _ = real
+    game = Coalitions(model, channels, layer, batches, classes=10, dtype=torch.float64, memory=memory)
+    assert not game.split.whole
+    if memory != 2**19:  # holds some layers' activations and some others' not
+        assert game.cached == (memory > 0)
+    generator = torch.Generator().manual_seed(1)
+    masks = torch.rand(3, game.n, generator=generator) < torch.tensor([[0.9], [0.6], [0.3]])
+    same(game, model, channels, layer, batches, masks)
+    base = torch.rand(game.n, generator=generator) < 0.8
+    less = base.repeat(3, 1)
+    for row, unit in enumerate(base.nonzero().flatten()[:3].tolist()):
+        less[row, unit] = False
+    for _ in range(2):  # the second time with every unit's part at hand, if the memory allows
+        same(game, model, channels, layer, batches, less, base=base)
+    order = torch.randperm(game.n, generator=generator)
+    chain = order.argsort()[None] < torch.arange(1, game.n, game.n // 3)[:, None]
+    same(game, model, channels, layer, batches, chain)
+
+
+def test_a_chain_of_many_coalitions_does_not_drift(real):
+    model, channels, batches, labels = real
+    game = Coalitions(model, channels, "layer3.2.conv1", batches, classes=10)
+    codes = torch.arange(600)
+    masks = torch.cat([bits(codes ^ (codes >> 1), 10), torch.ones(600, game.n - 10, dtype=torch.bool)], 1)
+    game.play(masks)
+    found = game.play(masks, likelihood=True)
+    for row in (255, 256, 599):
+        logits = naive_logits(model, channels, "layer3.2.conv1", masks[row], torch.cat([x for x, _ in batches]))
+        expected = float(logits.log_softmax(1).gather(1, labels[:, None]).sum())
+        assert float(found.likelihood[row]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_hard_first_and_floor_change_no_count(real):
+    model, channels, batches, _ = real
+    game = Coalitions(model, channels, "layer3.0.conv1", batches, classes=10, dtype=torch.float64, hard_first=True)
+    game.rows = 7
+    game._hard_first()  # in chunks of seven images
+    everyone = torch.ones(game.n, dtype=torch.bool)
+    plain = game.without_each(everyone, list(range(game.n)))
+    best = int(plain.correct.max())
+    passes = game.passes
+    floored = game.without_each(everyone, list(range(game.n)), floor=best)
+    kept = ~floored.dropped
+    assert kept.any()
+    assert floored.dropped.any()
+    assert torch.equal(floored.correct[kept], plain.correct[kept])
+    assert bool((floored.correct[kept] == best).all())
+    assert bool((plain.correct[floored.dropped] < best).all())
+    assert bool((floored.most >= plain.correct).all())
+    assert game.passes - passes < passes
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet18", 32), ("mobilenet_v2", 32), ("densenet121", 32), ("squeezenet1_1", 64), ("shufflenet_v2_x0_5", 32),
+     ("efficientnet_b0", 32), ("regnet_y_400mf", 32), ("vgg16-cifar", 32), ("alexnet", 64), ("googlenet", 64)],
+)  # fmt: skip
+def test_every_family_is_split_and_counted_as_masked(name, size):
+    """Concat, depthwise, squeeze-excite, channel shuffle, hidden linear layers: first, middle and last group of each."""
+    torch.manual_seed(0)
+    model = lively(models.build(name, {"num_classes": 7}))
+    x = torch.randn(6, 3, size, size, dtype=torch.float64)
+    labels = torch.arange(6) % 7
+    channels = channel_map(model, x[:1])
+    names = channels.chosen(None)
+    for layer in {names[0], names[len(names) // 2], names[-1]}:
+        game = Coalitions(model, channels, layer, [(x, labels)], classes=7, dtype=torch.float64)
+        assert not game.split.whole
+        masks = torch.rand(2, game.n, generator=torch.Generator().manual_seed(2)) < 0.7
+        masks[:, list(channels.group(layer).fixed)] = True
+        same(game, model, channels, layer, [(x, labels)], masks)
+
+
+class Untraceable(PickingNet):
+    def forward(self, x):
+        return super().forward(x) if float(x.mean()) < 1e9 else x
+
+
+def test_a_network_that_cannot_be_traced_runs_whole():
+    model = lively(Untraceable("chunk"))
+    x = torch.randn(8, 3, 8, 8, dtype=torch.float64)
+    labels = torch.arange(8) % 5
+    channels = channel_map(model, x[:1])
+    game = Coalitions(model, channels, "stem", [(x, labels)], classes=5, dtype=torch.float64)
+    assert game.split.whole
+    masks = torch.rand(3, game.n, generator=torch.Generator().manual_seed(2)) < 0.6
+    same(game, model, channels, "stem", [(x, labels)], masks)
+
+
+def test_splitting_leaves_the_model_alone(real):
+    model, channels, batches, _ = real
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    game = Coalitions(model, channels, "layer1.0.conv1", batches, classes=10)
+    game.play(torch.rand(4, game.n) < 0.5)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in game.split.after.parameters())
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 7), st.integers(2, 5), st.booleans(), st.integers(0, 10**6))
+def test_power_set_of_features(n, classes, zero_bias, seed):
+    """Tables of half sums == one coalition at a time; ties (no features, no bias) go to the first class."""
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, n, 3),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(n, classes),
+    ).double()
+    if zero_bias:
+        torch.nn.init.zeros_(model[4].bias)
+    x = torch.randn(20, 1, 6, 6, dtype=torch.float64)
+    labels = torch.arange(20) % classes
+    channels = channel_map(model, x[:1])
+    game = Coalitions(model, channels, "0", [(x, labels)], classes=classes, dtype=torch.float64)
+    assert game.split.logits
+    counts = power_set(game)
+    assert game.evaluations == 2**n
+    for code, count in enumerate(counts.tolist()):
+        mask = bits(torch.tensor([code]), n)[0]
+        assert count == int(hits(model, channels, "0", mask, x, labels).sum()), code
+
+
+def test_power_set_behind_hidden_layers():
+    torch.manual_seed(0)
+    model = models.build("lenet5", {"widths": [5, 4, 12, 6]}).double()
+    x = torch.randn(30, 1, 28, 28, dtype=torch.float64)
+    labels = torch.arange(30) % 10
+    channels = channel_map(model, x[:1])
+    for layer in ("conv1", "conv2", "fc2"):
+        game = Coalitions(model, channels, layer, [(x, labels)], classes=10, dtype=torch.float64)
+        counts = power_set(game)
+        assert game.evaluations == 2**game.n
+        for code in range(2**game.n):
+            mask = bits(torch.tensor([code]), game.n)[0]
+            assert int(counts[code]) == int(hits(model, channels, layer, mask, x, labels).sum()), (layer, code)
+
+
+def test_bad_games(real):
+    model, channels, batches, _ = real
+    game = Coalitions(model, channels, "layer2.0.conv1", batches, classes=10)
+    with pytest.raises(SlimrankError, match=r"power set of 32 filters .* --estimator permutation \(62 coalitions a sample\)"):
+        power_set(game)
+    with pytest.raises(SlimrankError, match="no images"):
+        Coalitions(model, channels, "conv1", [], classes=10)
+    with pytest.raises(SlimrankError, match="all 4 images are of class 2"):
+        Coalitions(model, channels, "conv1", [(batches[0][0][:4], torch.full((4,), 2))], classes=10)
+    with pytest.raises(SlimrankError, match="10 outputs, the data 12 classes"):
+        Coalitions(model, channels, "conv1", batches, classes=12)
+    with pytest.raises(SlimrankError, match="near ones"):
+        split(model, channels, "layer9")
