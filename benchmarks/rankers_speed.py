@@ -1,0 +1,154 @@
+"""How much faster is the coalition engine than the naive way? ResNet-20, CIFAR-10 (JPEG), 2,000 images, both cores.
+
+    python benchmarks/rankers_speed.py --checkpoint resnet20-12fca82f.th --data folder:cifar10-jpeg [--minutes M]
+
+The naive way, written well: eager PyTorch, eval mode, inference mode, the mask by a hook, a full forward pass, batches of 250.
+One-shot CAR: every mask of every filter group, both ways, layer by layer in turn. Greedy CAR and Shapley: the naive way's
+time is its evaluations times what one took in this run (all of its evaluations cost the same). `differ`: images whose
+decision differs, which must be within the images whose top-two margin is under 1e-4 of the logits' spread (`close`).
+"""
+
+import argparse
+import resource
+import time
+
+import torch
+from rows import OutOfTime, Rows
+
+from slimrank.compress.checkpoint import load
+from slimrank.compress.coalitions import Coalitions
+from slimrank.compress.layers import masked
+from slimrank.compress.rankers import car, shapley
+from slimrank.compress.tracing import channel_map
+from slimrank.evaluate.data import open_data
+
+GREEDY = {"layer3.2.conv1": 32, "layer3.0.conv1": 32}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--minutes", type=float)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    checkpoint = load(args.checkpoint, name="resnet20-cifar")
+    data = open_data(args.data, checkpoint.preprocessing, validation="test:0.2", limit=args.images)
+    model = checkpoint.model.eval()
+    channels = channel_map(model, checkpoint.example())
+    batches = list(data.split("validation").batches())
+    labels = torch.cat([y for _, y in batches])
+    rows = Rows("rankers_speed", args.minutes, images=args.images, cpu="AMD EPYC (Zen 5), 2 cores", torch=torch.__version__)
+
+    def naive(layer: str, mask: torch.Tensor) -> torch.Tensor:
+        """Logits of every image."""
+        with torch.inference_mode():
+            if layer == channels.classifier:
+                keep = mask.float()
+                hook = model.get_submodule(layer).register_forward_pre_hook(lambda _m, inputs: (inputs[0] * keep,))
+                try:
+                    return torch.cat([model(x) for x, _ in batches])
+                finally:
+                    hook.remove()
+            group = channels.group(layer)
+            with masked(model, channels, channels.removed({group.name: mask.nonzero().flatten().tolist()})):
+                return torch.cat([model(x) for x, _ in batches])
+
+    def one_shot(layer: str) -> dict:
+        n = channels.group(layer).units
+        less = ~torch.eye(n, dtype=torch.bool)
+        start = time.perf_counter()
+        logits = [naive(layer, mask) for mask in less]
+        slow = time.perf_counter() - start
+        start = time.perf_counter()
+        game = Coalitions(model, channels, layer, batches, classes=10)
+        found = game.without_each(torch.ones(n, dtype=torch.bool), list(range(n)))
+        fast = time.perf_counter() - start
+        differ = close = 0
+        for row, its in enumerate(logits):
+            correct = torch.bincount(labels[its.argmax(1) == labels], minlength=10)
+            differ += int((correct - found.by_class[row]).abs().sum())
+            best = its.topk(2, 1).values
+            close += int((best[:, 0] - best[:, 1] < 1e-4 * its.std()).sum())
+        return {
+            "filters": n, "naive_seconds": round(slow, 2), "engine_seconds": round(fast, 2), "times": round(slow / fast, 2),
+            "differ": differ, "close": close, "share_of_passes": round(game.passes / (n * len(labels)), 3),
+            "naive_ms_per_image": round(1000 * slow / n / len(labels), 3),
+        }  # fmt: skip
+
+    def per_evaluation(layer: str, evaluations: int = 12) -> float:
+        n = len(channels.reads[layer]) if layer == channels.classifier else channels.group(layer).units
+        masks = torch.rand(evaluations + 1, n, generator=torch.Generator().manual_seed(0)) < 0.7
+        naive(layer, masks[0])
+        start = time.perf_counter()
+        for mask in masks[1:]:
+            naive(layer, mask)
+        return (time.perf_counter() - start) / evaluations
+
+    def greedy(layer: str, rounds: int) -> dict:
+        each = per_evaluation(layer)
+        start = time.perf_counter()
+        game = Coalitions(model, channels, layer, batches, classes=10, hard_first=True)
+        order, _ = car.backward(game, rounds)
+        fast = time.perf_counter() - start
+        slow = each * game.evaluations
+        mask = torch.ones(game.n, dtype=torch.bool)
+        mask[[unit for unit, _ in order]] = False
+        left = int((naive(layer, mask).argmax(1) == labels).sum())
+        return {
+            "removed": rounds, "of": game.n, "evaluations": game.evaluations, "naive_seconds_scaled": round(slow, 1),
+            "engine_seconds": round(fast, 2), "times": round(slow / fast, 1),
+            "share_of_passes": round(game.passes / (game.evaluations * len(labels)), 3),
+            "correct_at_the_end": [order[-1][1], left],
+        }  # fmt: skip
+
+    def permutations(pairs: int) -> dict:
+        layer = channels.classifier
+        each = per_evaluation(layer)
+        start = time.perf_counter()
+        found = shapley.rank(
+            model, channels, batches, classes=10, layers=[layer], estimator="permutation", samples=pairs, tolerance=None
+        )
+        fast = time.perf_counter() - start
+        slow = each * found.evaluations
+        return {
+            "features": len(found.scores[layer]), "permutations": 2 * pairs, "evaluations": found.evaluations,
+            "naive_seconds_scaled": round(slow, 1), "engine_seconds": round(fast, 2), "times": round(slow / fast, 1),
+            "widest_confidence_interval": round(max(found.extra["confidence"][layer]), 5),
+        }  # fmt: skip
+
+    def cost(images: int) -> dict:
+        """One-shot CAR of one layer against the number of images."""
+        some = [(x[: max(0, images - 250 * i)], y[: max(0, images - 250 * i)]) for i, (x, y) in enumerate(batches)]
+        some = [(x, y) for x, y in some if len(y)]
+        start = time.perf_counter()
+        game = Coalitions(model, channels, "layer2.0.conv1", some, classes=10)
+        game.without_each(torch.ones(game.n, dtype=torch.bool), list(range(game.n)))
+        return {"images": game.images, "engine_seconds": round(time.perf_counter() - start, 2)}
+
+    try:
+        for layer in channels.chosen(None):
+            rows.row(f"one-shot {layer}", lambda layer=layer: one_shot(layer))
+        parts = [rows[f"one-shot {layer}"] for layer in channels.chosen(None)]
+        slow, fast = (sum(p[k] for p in parts) for k in ("naive_seconds", "engine_seconds"))
+        rows.row(
+            "one-shot all groups",
+            lambda: {
+                "filters": sum(p["filters"] for p in parts), "naive_seconds": round(slow, 1), "engine_seconds": round(fast, 1),
+                "times": round(slow / fast, 2), "differ": sum(p["differ"] for p in parts), "close": sum(p["close"] for p in parts),
+            },
+        )  # fmt: skip
+        for layer, rounds in GREEDY.items():
+            rows.row(f"greedy {layer}", lambda layer=layer, rounds=rounds: greedy(layer, rounds))
+        rows.row("shapley permutations of the classifier's features", lambda: permutations(100))
+        for images in (250, 500, 1000, 2000):
+            rows.row(f"one-shot layer2.0.conv1, {images} images", lambda images=images: cost(images))
+        peak = {"peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
+        rows.row("peak memory of the whole run", lambda: peak)
+    except OutOfTime:
+        print("out of time; run again to go on")
+
+
+if __name__ == "__main__":
+    main()

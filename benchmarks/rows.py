@@ -1,0 +1,46 @@
+"""Rows that are saved as they come, so that a benchmark stopped anywhere goes on where it was."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class OutOfTime(Exception):
+    """--minutes are over; what is there is saved."""
+
+
+class Rows:
+    """A JSON file of rows by key. `minutes`: no new row is begun after that long."""
+
+    def __init__(self, name: str, minutes: float | None, **about: Any):
+        self.path = RESULTS / f"{name}.json"
+        self.end = None if minutes is None else time.monotonic() + 60 * minutes
+        self.value: dict[str, Any] = {"about": about, "rows": {}}
+        if self.path.exists():
+            self.value["rows"] = json.loads(self.path.read_text())["rows"]
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        return self.value["rows"][key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.value["rows"]
+
+    def row(self, key: str, make) -> dict[str, Any]:
+        """The row of that key, made now unless it is there."""
+        if key not in self:
+            if self.end is not None and time.monotonic() > self.end:
+                raise OutOfTime
+            self.value["rows"][key] = make()
+            self.save()
+            print(key, str(self[key])[:300], flush=True)
+        return self[key]
+
+    def save(self) -> None:
+        """Write to a temporary name, then rename."""
+        RESULTS.mkdir(exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.value, indent=1) + "\n")
+        temporary.rename(self.path)
