@@ -129,6 +129,9 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made.add_argument("--lr", type=float, help="switch: learning rate, Adam (default 0.1)")
     made.add_argument("--alpha0", type=float, help="switch: prior; below 1 for few filters (default 0.5)")
     made.add_argument("--sampled", action="store_true", help="switch: learn by samples, not at the mean")
+    made.add_argument(
+        "--identity", action="store_true", help="switch: multiply by n*s, not by s (see compress/rankers/switch.py)"
+    )
     made.add_argument("--memory", type=int, help="car, shapley, switch: bytes for cached activations (default 2 GiB)")
     made = verb("compare-ranks")
     made.add_argument("scores", type=Path, nargs=2, help="scores files of `rank`")

@@ -3,8 +3,8 @@
     python benchmarks/rankers_quality.py --mnist mnist:DIR --checkpoint resnet20-12fca82f.th --data folder:cifar10-jpeg
 
 LeNet 10-20-100-25 (trained here, 8 epochs) on MNIST, ResNet-20 on CIFAR-10 (JPEG); cut to shares of the MACs, no alignment,
-both scopes. Rankers see the images that they ask for (rankers.SPLIT): 1,000 of a validation split for CAR and Shapley, 2,000 to 5,000
-training images for taylor and the switch, the training split for influential. Accuracy before fine-tuning on validation and on
+both scopes. Rankers see the images that they ask for (rankers.SPLIT): 1,000 of validation for CAR and Shapley, 2,000 to
+5,000 training images for taylor and the switch, the training split for influential. Accuracy before fine-tuning on validation and on
 test (LeNet's 10,000; for ResNet-20 8,000, the rest is validation). After: the best three rankers before tuning (chosen on
 validation, at the scope that is better for them there) and random, 2 epochs of 10,000 images, and the dense network tuned
 as long. Writes results/rankers_quality.json and .svg.

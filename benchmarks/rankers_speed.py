@@ -136,7 +136,8 @@ def main() -> None:
             "one-shot all groups",
             lambda: {
                 "filters": sum(p["filters"] for p in parts), "naive_seconds": round(slow, 1), "engine_seconds": round(fast, 1),
-                "times": round(slow / fast, 2), "differ": sum(p["differ"] for p in parts), "close": sum(p["close"] for p in parts),
+                "times": round(slow / fast, 2), "differ": sum(p["differ"] for p in parts),
+                "close": sum(p["close"] for p in parts),
             },
         )  # fmt: skip
         for layer, rounds in GREEDY.items():

@@ -27,7 +27,7 @@ OPTIONS = {
     "influential": ("k1",),
     "car": ("greedy", "remove", "memory"),
     "shapley": ("estimator", "samples", "coalition_size", "tolerance", "memory"),
-    "switch": ("epochs", "lr", "alpha0", "sampled", "memory"),
+    "switch": ("epochs", "lr", "alpha0", "sampled", "identity", "memory"),
 }
 
 
