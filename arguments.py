@@ -122,7 +122,7 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made.add_argument("--greedy", action="store_true", help="car: remove the least, recompute, repeat")
     made.add_argument("--remove", type=int, help="car --greedy: filters to remove in each layer (default: all but one)")
     made.add_argument("--estimator", help="shapley: exact, truncated, permutation, subsets")
-    made.add_argument("--samples", type=int, help="shapley: at most this many pairs (default 20)")
+    made.add_argument("--samples", type=int, help="shapley: at most this many pairs (default 10)")
     made.add_argument("--coalition-size", type=int, help="shapley, truncated: coalitions of fewer filters (default 2)")
     made.add_argument("--tolerance", type=float, help="shapley: stop at this half-width of the 95%% confidence intervals")
     made.add_argument("--epochs", type=int, help="switch: passes over the images (default 5)")

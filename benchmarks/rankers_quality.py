@@ -4,10 +4,10 @@
 
 LeNet 10-20-100-25 (trained here, 8 epochs) on MNIST, ResNet-20 on CIFAR-10 (JPEG); cut to shares of the MACs, no alignment,
 both scopes. Rankers see the images that they ask for (rankers.SPLIT): 1,000 of validation for CAR and Shapley, 2,000 to
-5,000 training images for taylor and the switch, the training split for influential. Accuracy before fine-tuning on validation and on
-test (LeNet's 10,000; for ResNet-20 8,000, the rest is validation). After: the best three rankers before tuning (chosen on
-validation, at the scope that is better for them there) and random, 2 epochs of 10,000 images, and the dense network tuned
-as long. Writes results/rankers_quality.json and .svg.
+5,000 training images for taylor and the switch, the training split for influential. Accuracy before fine-tuning on
+validation and on test (LeNet's 10,000; for ResNet-20 8,000, the rest is validation). After: the best three rankers before
+tuning (chosen on validation, each at its better scope there) and random, 2 epochs of 10,000 images, and the dense network
+tuned as long. Writes results/rankers_quality.json and .svg.
 """
 
 import argparse

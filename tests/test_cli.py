@@ -23,6 +23,7 @@ KEYS = {
     "inspect": {"macs", "params", "groups"},
     "evaluate": {"top1", "top5", "n"},
     "rank": {"ranker", "scores", "estimated", "evaluations", "seconds"},
+    "compare-ranks": {"layers"},
     "prune": {"macs_before", "macs_after", "params_before", "params_after", "top1_before", "top1_after"},
     "finetune": {"top1_before", "top1_after"},
     "specialize": {
@@ -86,6 +87,18 @@ def test_every_verb_in_turn(capsys, tmp_path, trained):
     assert len(ranked["scores"]["conv2"]) == 20
     one = run(capsys, "rank", trained, "--ranker", "l1", "--layer", "fc1", "-o", tmp_path / "one.json")
     assert list(one["scores"]) == ["fc1"]
+    car = run(capsys, "rank", trained, "--ranker", "car", *digits, "--layer", "fc2", "-o", tmp_path / "car.json")
+    assert len(car["car_by_class"]["fc2"][0]) == 10
+    shapley = ("--ranker", "shapley", "--layer", "fc2", "--estimator", "permutation", "--samples", 5, "--tolerance", 1e-9)
+    worth = run(capsys, "rank", trained, *shapley, *digits, "-o", tmp_path / "shapley.json")
+    assert sum(worth["scores"]["fc2"]) == pytest.approx(worth["value_full"]["fc2"] - worth["value_empty"]["fc2"])
+    assert worth["evaluations"] == 2 + 5 * 2 * 24
+    assert "fc2: --tolerance 1e-09 not reached" in worth["notes"][0]
+    run(capsys, "rank", trained, "--ranker", "switch", *digits, "--layer", "conv1", "-o", tmp_path / "switch.json")
+    pair = (tmp_path / "car.json", tmp_path / "shapley.json")
+    same = run(capsys, "compare-ranks", *pair, "-o", tmp_path / "pair.svg")
+    assert set(same["layers"]["fc2"]) >= {"spearman", "top5"}
+    assert (tmp_path / "pair.svg").read_text().startswith("<svg")
     pruned = run(
         capsys, "prune", trained, "--scores", tmp_path / "s.json", "--macs", 0.5, *digits, "-o", tmp_path / "p.safetensors"
     )
@@ -191,6 +204,8 @@ def test_compress_killed_goes_on(tmp_path, trained, after):
 def test_bad_input(capsys, tmp_path, trained, monkeypatch):
     out = ("-o", tmp_path / "out.safetensors")
     digits = ("--data", "digits")
+    car = ("--ranker", "car", *digits)
+    shapley = ("--ranker", "shapley", *digits, "--layer", "fc1")
     onnx = tmp_path / "m.onnx"
     assert main(["export", str(trained), "-o", str(onnx)]) == 0
     capsys.readouterr()
@@ -205,6 +220,18 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("rank", trained, "--ranker", "influential", "-o", tmp_path / "s.json"), "needs images"),
         (("rank", trained, "--ranker", "l1", "--layer", "conv9", "-o", tmp_path / "s.json"), "near ones: conv2, conv1"),
         (("rank", trained, "--ranker", "l1", "--layer", "fc3", "-o", tmp_path / "s.json"), "cannot be pruned"),
+        (("rank", trained, *car, "--layer", "conv9", "-o", tmp_path / "s.json"), "near ones: conv2, conv1"),
+        (("rank", trained, *car, "--greedy", "--remove", 0, "-o", tmp_path / "s.json"), "at least 1"),
+        (("rank", trained, *car, "--limit", 1, "-o", tmp_path / "s.json"), "all 1 images are of class"),
+        (("rank", trained, *shapley, "--estimator", "exact", "-o", tmp_path / "s.json"), "100 filters has 1.3e+30"),
+        (("rank", trained, *shapley, "--estimator", "best", "-o", tmp_path / "s.json"), "no estimator 'best'"),
+        (("rank", trained, *shapley, "--tolerance", -1, "-o", tmp_path / "s.json"), "must be positive"),
+        (("rank", trained, "--ranker", "l1", "--estimator", "exact", "-o", tmp_path / "s.json"), "takes no --estimator"),
+        (("rank", trained, *car, "--remove", 3, "-o", tmp_path / "s.json"), "only with --greedy"),
+        (("rank", trained, *shapley, "--estimator", "truncated", "--samples", 3, "-o", tmp_path / "s.json"), "leave them out"),
+        (("rank", trained, *shapley, "--coalition-size", 3, "-o", tmp_path / "s.json"), "--estimator truncated"),
+        (("compare-ranks", tmp_path / "no.json", tmp_path / "no.json"), "no.json"),
+        (("rank", trained, "--ranker", "bn-scale", "-o", tmp_path / "s.json"), "no BatchNorm follows"),
         (("rank", trained, "--ranker", "l1", "--k1", 3, "-o", tmp_path / "s.json"), "takes no --k1"),
         (("prune", trained, "--ratio", 1.2, *out), "between 0 and 1"),
         (("prune", trained, *out), "one budget"),

@@ -22,7 +22,7 @@ RANKERS = {
 DATA_FREE = ("l1", "random", "bn-scale", "fpgm", "lamp")
 # The split that a ranker reads: what is learned or counted for a class is learned in training; accuracy there would be memory.
 SPLIT = {"influential": "train", "switch": "train", "taylor": "train", "car": "validation", "shapley": "validation"}
-ENOUGH = {"switch": 5000, "taylor": 2000, "car": 2000, "shapley": 1000}  # images, unless --limit says otherwise
+ENOUGH = {"switch": 5000, "taylor": 2000, "car": 2000, "shapley": 500}  # images, unless --limit says otherwise
 OPTIONS = {
     "influential": ("k1",),
     "car": ("greedy", "remove", "memory"),

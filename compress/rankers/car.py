@@ -41,6 +41,8 @@ def rank(
     order; evaluations: K n - K (K-1) / 2. Candidates are dropped as soon as they cannot win; the order is brute force's.
     """
     start = time.perf_counter()
+    if remove is not None and not greedy:
+        raise SlimrankError(f"--remove {remove} means something only with --greedy; add it, or leave --remove out")
     names = channels.chosen(layers, features=True)
     scores, ties, extra = {}, {}, {"car_by_class": {}, "removed": {}, "image_passes": 0}  # type: ignore[var-annotated]
     evaluations = images = 0

@@ -25,7 +25,7 @@ from ..powerset import POWER_SET, power_set
 from ..scores import FilterScores
 
 ESTIMATORS = ("exact", "truncated", "permutation", "subsets")
-SAMPLES = 20  # pairs of permutations, or pairs of subsets a filter, unless given
+SAMPLES = 10  # pairs of permutations, or pairs of subsets a filter, unless given
 FEWEST = 5  # samples before a confidence interval is believed
 Worth = Callable[[Tensor], Tensor]  # bool [coalitions, units] -> accuracy, float64 [coalitions]
 
@@ -39,17 +39,18 @@ def rank(
     seed: int = 0,
     layers: list[str] | None = None,
     estimator: str | None = None,
-    samples: int = SAMPLES,
-    coalition_size: int = 2,
+    samples: int | None = None,
+    coalition_size: int | None = None,
     tolerance: float | None = None,
     memory: int = MEMORY,
 ) -> FilterScores:
     """Score of a unit: its Shapley value, layer by layer, the other layers whole.
 
     `batches`: images neither trained nor tested on. `estimator`: `exact` (the power set, up to 25 units), `truncated`
-    (coalitions of fewer than `coalition_size` units), `permutation` (antithetic pairs) or `subsets` (eq. 2); by default
-    exact for layers of up to 12 units, else permutation. `samples`: at most that many pairs. `tolerance`: stop a layer when
-    every unit's 95 % confidence interval is within +- this share of the images; `confidence[layer]` holds the half-widths.
+    (coalitions of fewer than `coalition_size` units, 2 by default), `permutation` (antithetic pairs) or `subsets` (eq. 2);
+    by default exact for layers of up to 12 units, else permutation. `samples`: at most that many pairs (10). `tolerance`:
+    stop a layer when every unit's 95 % confidence interval is within +- this share of the images; `confidence[layer]` holds
+    the half-widths (None after one sample).
 
     Evaluations: 2^n; sum of C(n, s) for s <= coalition_size; 2 + 2 (n - 1) a pair of permutations; 2 + 2 n a round of subset
     pairs.
@@ -59,6 +60,11 @@ def rank(
     start = time.perf_counter()
     if estimator is not None and estimator not in ESTIMATORS:
         raise SlimrankError(f"no estimator {estimator!r}; {near(estimator, ESTIMATORS)}")
+    if estimator in ("exact", "truncated") and (samples, tolerance) != (None, None):
+        raise SlimrankError(f"--samples and --tolerance say nothing to --estimator {estimator}; leave them out")
+    if estimator != "truncated" and coalition_size is not None:
+        raise SlimrankError("--coalition-size means something only with --estimator truncated; add it, or leave the size out")
+    samples, size = SAMPLES if samples is None else samples, 2 if coalition_size is None else coalition_size
     if samples < 1 or (tolerance is not None and tolerance <= 0):
         raise SlimrankError(f"--samples {samples} and --tolerance {tolerance} must be positive")
     generator = torch.Generator().manual_seed(seed)
@@ -79,7 +85,7 @@ def rank(
             value, width, used = exact(v), torch.zeros(game.n), 1
             empty, full = v[0], v[-1]
         elif way == "truncated":
-            value, width, used = truncated(game.n, coalition_size, worth), torch.zeros(game.n), 1
+            value, width, used = truncated(game.n, size, worth), torch.zeros(game.n), 1
             empty, full = worth(ends)
         else:
             empty, full = worth(ends)
@@ -90,9 +96,10 @@ def rank(
                 extra["notes"].append(f"{name}: --tolerance {tolerance} not reached, it is {reached}; raise --samples")
         scores[name] = value.tolist()
         extra["value_empty"][name], extra["value_full"][name] = float(empty), float(full)
-        extra["estimator"][name], extra["confidence"][name], extra["samples"][name] = way, width.tolist(), used
+        extra["estimator"][name], extra["samples"][name] = way, used
+        extra["confidence"][name] = [None if w != w else w for w in width.tolist()]
         evaluations, images, passes = evaluations + game.evaluations, game.images, passes + game.passes
-    options = {"estimator": estimator, "samples": samples, "tolerance": tolerance, "coalition_size": coalition_size}
+    options = {"estimator": estimator, "samples": samples, "tolerance": tolerance, "coalition_size": size}
     estimated = set(extra["estimator"].values()) != {"exact"}
     extra = {**{k: v for k, v in extra.items() if v}, "image_passes": passes}
     return FilterScores(
