@@ -64,7 +64,8 @@ def compare_ranks(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     if args.out:
         output(args.out, ".svg")
-    found = compare_files(*args.scores, args.out, args.top)
+    first, second = args.scores
+    found = compare_files(first, second, args.out, args.top)
     return found.to_dict(), f"{found}" + (f"\nwritten: {args.out}" if args.out else "")
 
 

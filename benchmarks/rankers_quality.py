@@ -99,7 +99,14 @@ class Bench:
             most = 1000 if SPLIT[ranker] == "validation" else ENOUGH.get(ranker, len(images))
             batches = images.subset(order[:most]).batches()
         made = RANKERS[ranker](self.model, self.channels, batches, classes=10, **options)
-        return {"ranker": way, "scores": made.scores, "ties": made.ties, "seconds": made.seconds, "images": made.images}
+        return {
+            "ranker": way,
+            "scores": made.scores,
+            "ties": made.ties,
+            "comparable": made.comparable,
+            "seconds": made.seconds,
+            "images": made.images,
+        }
 
     def cut(self, way: str, macs: float, scope: str):
         scores = FilterScores(**self.rows[f"{self.name} scores {way}"])

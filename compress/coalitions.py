@@ -100,7 +100,7 @@ class Coalitions:
         if classes > 1 and int((self.class_images > 0).sum()) == 1:
             only = int(self.class_images.argmax())
             raise SlimrankError(f"all {self.images} images are of class {only}: accuracy says nothing there; raise --limit")
-        if hard_first and self.cached:
+        if hard_first and self.cached and 2 * self.free >= memory:  # sorting needs a copy
             self._hard_first()
 
     # -- counting ----------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class Coalitions:
         assert tail is not None
         gathered: list[Tensor] = []  # outputs of the reading layer, run together where they are small
         most = 1
-        logits0: Tensor | None = None
+        logits0: Tensor | None = None  # those of the base
         for z, some in self._outputs(chunk, masks, base):
             if some is None and not others:
                 most = max(1, CACHE // (z.numel() * z.element_size()))
@@ -170,7 +170,7 @@ class Coalitions:
             if gathered and (some is not None or len(gathered) >= most):
                 yield self._together(gathered)
                 gathered = []
-            if some is not None:  # the other images decide as they do for the base
+            if some is not None and base is not None:  # the other images decide as they do for the base
                 logits0 = tail(self._read_by(chunk.crossing[0], base), *others) if logits0 is None else logits0
                 logits = logits0.clone()
                 if len(some):
@@ -193,18 +193,18 @@ class Coalitions:
         self._keep_parts(chunk, len(masks))
         shared = chunk.parts is not None or self.cheap
         changes = _changes(masks, base)
-        z0 = z = self._read_by(x, masks[0] if base is None else base)
+        z0 = z = None if base is None else self._read_by(x, base)
         for k, mask in enumerate(masks):
-            some = self._heard(chunk, changes[k][0][0]) if base is not None and len(changes[k]) == 1 else None
+            some = self._heard(chunk, changes[k][0][0]) if z0 is not None and len(changes[k]) == 1 else None
             if some is not None and not shared:
                 yield self._read_by(x[some], mask), some
-            elif some is not None:
+            elif some is not None and z0 is not None:
                 unit, sign = changes[k][0]
                 yield torch.add(z0[some], self.part(chunk, unit, some), alpha=sign), some
-            elif not shared or (base is None and (k % RESTART == 0 or len(changes[k]) > max(2, self.n // 4))):
+            elif not shared or z is None or (base is None and (k % RESTART == 0 or len(changes[k]) > max(2, self.n // 4))):
                 z = self._read_by(x, mask)
                 yield z, None
-            elif base is None:
+            elif z0 is None:
                 for unit, sign in changes[k]:
                     z.add_(self.part(chunk, unit), alpha=sign)
                 yield z, None
@@ -316,7 +316,7 @@ class Coalitions:
             logits = self.split.after(*chunk.crossing)
         if logits.shape[1] != self.classes:
             raise SlimrankError(f"the model has {logits.shape[1]} outputs, the data {self.classes} classes; they must match")
-        self.rows = max(1, min(4096, CACHE // widest.bytes))
+        self.rows = max(8, min(4096, CACHE // widest.bytes))
         if self.linear:  # convolutions compute 16 input channels at once: one costs as much
             site = self.split.sites[0]
             width = max(1, int((site.player == 0).sum()))

@@ -67,5 +67,6 @@ def compare_files(first: Path, second: Path, out: Path | None, top: int) -> Comp
     found = compare(a, b, top)
     if out is not None:
         best = [{name: s.order(name)[-min(top, len(s.scores[name])) :] for name in found.layers} for s in (a, b)]
-        write_text(out, pairs((a.ranker, b.ranker), *({n: s.scores[n] for n in found.layers} for s in (a, b)), best))
+        left, right = ({name: s.scores[name] for name in found.layers} for s in (a, b))
+        write_text(out, pairs((a.ranker, b.ranker), left, right, best))
     return found

@@ -16,6 +16,7 @@ class FilterScores:
     """`scores[layer]`: one float a unit of the group named after that layer, in the layer's order.
 
     `ties[layer]`: a second number a unit, which decides between equal scores (then the lower index is the lesser).
+    `comparable`: scores of different layers are in one unit (accuracy); else only their order within a layer means something.
     `estimated` is False when the score is exact on the images given; `evaluations` counts network evaluations, each over
     all images. `extra`: what only this ranker tells (class-wise CAR, confidence, ...); it stands beside the rest in JSON.
     """
@@ -30,6 +31,7 @@ class FilterScores:
     options: dict[str, Any] = field(default_factory=dict)
     ties: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    comparable: bool = False
 
     def order(self, layer: str) -> list[int]:
         """The units of a layer, least important first."""

@@ -2,8 +2,10 @@
 
 One order of removal serves every budget: units are sorted by a key and dropped from the low end until the budget is met.
 Scope `layer` takes the share of the group that is gone with a unit as the key (every group loses about the same share:
-uniform pruning, ordered by the ranker); scope `global` takes the score divided by its group's mean, so that layers of
-different scale can be compared (algorithms.md, section 2), and never takes a group below a tenth of its units.
+uniform pruning, ordered by the ranker); scope `global` compares scores across layers and never takes a group below a tenth
+of its units. Scores in one unit (CAR and Shapley: accuracy) are taken as they are, per MAC that a unit costs where the
+budget is MACs: the least accuracy for the most MACs goes first. Others are divided by their group's mean, so that layers
+of different scale can be compared at all.
 """
 
 import json
@@ -91,12 +93,19 @@ def select(
     scored = [group for group in channels.groups if group.prunable and group.name in scores.scores]
     if not scored:
         raise SlimrankError("nothing to prune: no prunable layer has scores; `slimrank inspect` says why")
-    steps = _order(model, scored, scores, scope, align)
     nothing = channels.removed({})
     units = sum(g.units for g in scored)
 
     def cost(gone: Tensor) -> int:
         return units - int(gone.sum()) if macs is None else channels.macs(model, gone)
+
+    def one(group: Group) -> int:
+        """What a unit of a group costs."""
+        gone = nothing.clone()
+        gone[group.offset] = True
+        return max(1, cost(nothing) - cost(gone))
+
+    steps = _order(model, scored, scores, scope, align, {group.name: one(group) for group in scored})
 
     def without(n: int) -> Tensor:
         gone = nothing.clone()
@@ -138,8 +147,10 @@ def runtime_block() -> int:
     return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
 
 
-def _order(model: nn.Module, groups: list[Group], scores: FilterScores, scope: str, align: int) -> list[Tensor]:
-    """Steps of removal (global unit numbers), first to go first.
+def _order(
+    model: nn.Module, groups: list[Group], scores: FilterScores, scope: str, align: int, costs: dict[str, int]
+) -> list[Tensor]:
+    """Steps of removal (global unit numbers), first to go first. `costs`: of one unit of each group, in the budget's currency.
 
     A step is a block that leaves an aligned width, or a single unit where the width is not aligned anyway. Breaking an
     aligned width saves MACs but costs time, so these steps come last of all. Between equals, filters of a layer on its own
@@ -160,7 +171,8 @@ def _order(model: nn.Module, groups: list[Group], scores: FilterScores, scope: s
         if scope == "layer":  # a step's key is the share of the group that is gone after it
             key = (torch.arange(group.units, dtype=torch.float64) + 1) / group.units
         else:
-            key = score[ranked] / score[torch.isfinite(score)].abs().mean().clamp_min(1e-30)
+            scale = score[torch.isfinite(score)].abs().mean().clamp_min(1e-30)
+            key = score[ranked] / (costs[group.name] if scores.comparable else scale)
         conv = isinstance(model.get_submodule(group.name), CONVS)
         step = max(1, align // max(1, group.filters // group.units)) if conv else 1
         start, broken = 0, False

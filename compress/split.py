@@ -9,6 +9,7 @@ import copy
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class Site(nn.Module):
 
     def __init__(self, layer: nn.Module, player: Tensor):
         super().__init__()
-        self.layer = layer
+        self.layer: Any = layer
         self.player: Tensor
         self.register_buffer("player", player, persistent=False)
         self.scale: Tensor | None = None
@@ -151,7 +152,7 @@ def _is_size(node: fx.Node) -> bool:
         return node.target in ("size", "dim", "numel")
     if node.op != "call_function" or not node.all_input_nodes:
         return False
-    return (node.target is getattr and node.args[1] == "shape") or all(_is_size(n) for n in node.all_input_nodes)
+    return bool(node.target is getattr and node.args[1] == "shape") or all(_is_size(n) for n in node.all_input_nodes)
 
 
 class _Tracer(fx.Tracer):
@@ -165,7 +166,7 @@ def _trace(model: nn.Module) -> fx.GraphModule:
     seen = set()
     for node in traced.graph.nodes:
         if node.op == "call_module":
-            module = traced.get_submodule(node.target)
+            module: Any = traced.get_submodule(str(node.target))
             if node.target in seen and next(module.parameters(), None) is not None:
                 raise ValueError(f"{node.target} is called twice")
             seen.add(node.target)
@@ -183,9 +184,9 @@ def _trace(model: nn.Module) -> fx.GraphModule:
         source = node.args[0] if node.args else None
         if node.op != "call_module" or not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
             continue
-        norm, conv = traced.get_submodule(node.target), traced.get_submodule(source.target)
+        norm, conv = traced.get_submodule(str(node.target)), traced.get_submodule(str(source.target))
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and isinstance(conv, CONVS) and norm.running_mean is not None:
-            _replace(traced, source.target, fuse_conv_bn_eval(conv, norm))
+            _replace(traced, str(source.target), fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(source)
             traced.graph.erase_node(node)
     return traced
@@ -197,7 +198,7 @@ def _reuse(part: fx.GraphModule) -> None:
         source = node.args[0] if node.args else None
         if node.op != "call_function" or not isinstance(source, fx.Node) or len(source.users) > 1:
             continue
-        layer = source.op == "call_module" and isinstance(part.get_submodule(source.target), FRESH)
+        layer = source.op == "call_module" and isinstance(part.get_submodule(str(source.target)), FRESH)
         if layer or (source.op == "call_function" and source.target in IN_PLACE.values()):
             two = len(node.args) == 2 and isinstance(node.args[1], fx.Node)
             if not node.kwargs and (two or node.target is torch.relu):

@@ -111,7 +111,7 @@ def test_influential_is_algorithm_1_at_the_classifier(resnet):
     votes = vote(read, 10, 5).histogram.sum(0)
     last = torch.tensor(ranked.scores["layer3.0.conv2"])
     assert torch.equal(last.floor().long(), votes)
-    assert ranked.evaluations == 40
+    assert (ranked.evaluations, ranked.images) == (1, 40)
     assert set(ranked.scores) == {g.name for g in channels.groups if g.prunable}
 
 
@@ -150,3 +150,18 @@ def test_bad_budgets(resnet):
     other = FilterScores("l1", {"conv1": [1.0, 2.0]})
     with pytest.raises(SlimrankError, match="rank this checkpoint"):
         select(model, channels, other, macs=0.5)
+
+
+def test_scores_in_one_unit_are_taken_per_mac(resnet):
+    """The least accuracy for the most MACs goes first; without `comparable` every layer is put on one scale."""
+    model, channels = resnet
+    names = channels.chosen(None)
+    worth = {n: [0.01] * channels.group(n).units for n in names}
+    worth["layer3.1.conv1"] = [0.0] * 64
+    plan = select(model, channels, FilterScores("car", worth, comparable=True), macs=0.88, scope="global")
+    cut = {n: a - b for n, (a, b) in plan.widths.items() if a != b}
+    assert cut["layer3.1.conv1"] == 64 - 6  # worth nothing: down to a tenth
+    others = [n for n in cut if n != "layer3.1.conv1"]
+    assert others == ["conv1"]  # then, at equal worth, where a unit has most MACs
+    plan = select(model, channels, FilterScores("x", worth), macs=0.88, scope="global")
+    assert plan.widths["layer3.1.conv1"][1] == 6

@@ -3,8 +3,9 @@
 `batches` yields (images [n, channels, height, width], labels [n]) as often as it is iterated; None for the data-free ones.
 `layers`: any members of the groups to rank, None for all. Adding a ranker is a file, a line here and a reference test.
 
-Scores are comparable within a layer. For global selection each is divided by its layer's mean (selection.py): scales differ
-by orders of magnitude between layers and rankers, and the mean, unlike the maximum, does not hang on one filter.
+Scores are comparable within a layer. For global selection (selection.py) those in one unit, CAR and Shapley, are taken as they
+are; every other one is divided by its layer's mean: scales differ by orders of magnitude between layers, and the mean, unlike
+the maximum, does not hang on one filter.
 """
 
 from ...errors import SlimrankError, near

@@ -44,7 +44,8 @@ def rank(
     if remove is not None and not greedy:
         raise SlimrankError(f"--remove {remove} means something only with --greedy; add it, or leave --remove out")
     names = channels.chosen(layers, features=True)
-    scores, ties, extra = {}, {}, {"car_by_class": {}, "removed": {}, "image_passes": 0}  # type: ignore[var-annotated]
+    scores, ties = {}, {}
+    extra: dict[str, Any] = {"car_by_class": {}, "removed": {}, "image_passes": 0}
     evaluations = images = 0
     absent: list[int] = []
     for name in tqdm(names, desc="car", leave=False, disable=None):
@@ -68,7 +69,7 @@ def rank(
         few = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
         extra["notes"] = [f"no images of {len(absent)} classes ({few}): their car_by_class is null; raise --limit"]
     seconds = time.perf_counter() - start
-    return FilterScores("car", scores, False, evaluations, seconds, images, None, options, ties, extra)
+    return FilterScores("car", scores, False, evaluations, seconds, images, None, options, ties, extra, not greedy)
 
 
 def one_shot(game: Coalitions) -> tuple[list[float], list[list[float | None]], list[float]]:

@@ -59,7 +59,7 @@ def rank(
         mass = votes.mass.sum(0)
         scores[group.name] = (votes.histogram.sum(0) + mass / (mass.max() * 1.001).clamp_min(1e-30)).tolist()
     n = len(every)
-    return FilterScores("influential", scores, False, n, time.perf_counter() - start, n, None, {"k1": k1 or "units/4"})
+    return FilterScores("influential", scores, False, 1, time.perf_counter() - start, n, None, {"k1": k1 or "units/4"})
 
 
 def response(read: Tensor, units: Tensor, group, linear: bool) -> Tensor:

@@ -103,7 +103,7 @@ def rank(
     estimated = set(extra["estimator"].values()) != {"exact"}
     extra = {**{k: v for k, v in extra.items() if v}, "image_passes": passes}
     return FilterScores(
-        "shapley", scores, estimated, evaluations, time.perf_counter() - start, images, seed, options, {}, extra
+        "shapley", scores, estimated, evaluations, time.perf_counter() - start, images, seed, options, {}, extra, True
     )
 
 

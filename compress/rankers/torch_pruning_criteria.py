@@ -91,7 +91,8 @@ RANKERS = {name: partial(rank, name) for name in CRITERIA}
 
 def items(model: nn.Module, channels: ChannelMap, group: Group) -> list[Item]:
     """Every conv, linear and BatchNorm weight that the group's units are cut from, outputs before inputs."""
-    outputs, inputs = [], []
+    outputs: list[Item] = []
+    inputs: list[Item] = []
     for tensor, axes in channels.axes.items():
         owner, _, leaf = tensor.rpartition(".")
         layer = model.get_submodule(owner)
