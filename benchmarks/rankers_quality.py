@@ -3,7 +3,7 @@
     python benchmarks/rankers_quality.py --mnist mnist:DIR --checkpoint resnet20-12fca82f.th --data folder:cifar10-jpeg
 
 LeNet 10-20-100-25 (trained here, 8 epochs) on MNIST, ResNet-20 on CIFAR-10 (JPEG); cut to shares of the MACs, no alignment,
-both scopes. Rankers see the images that they ask for (rankers.SPLIT): 1,000 of validation for CAR and Shapley, 2,000 to
+both scopes. Rankers see the images that they ask for (rankers.SPLIT): 1,000 of validation for CAR, 400 for Shapley, 2,000 to
 5,000 training images for taylor and the switch, the training split for influential. Accuracy before fine-tuning on
 validation and on test (LeNet's 10,000; for ResNet-20 8,000, the rest is validation). After: the best three rankers before
 tuning (chosen on validation, each at its better scope there) and random, 2 epochs of 10,000 images, and the dense network
@@ -26,10 +26,11 @@ from slimrank.compress.training import fresh
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 
-CUTS = {"lenet5": (0.5, 0.25, 0.1), "resnet20": (0.75, 0.5, 0.25)}
+CUTS = {"resnet20": (0.75, 0.5, 0.25), "lenet5": (0.5, 0.25, 0.1)}
+TUNED = {"lenet5": CUTS["lenet5"], "resnet20": (0.5,)}
 WAYS = {
-    **{name: (name, {}) for name in RANKERS if name != "random"},
     "car greedy": ("car", {"greedy": True}),
+    **{name: (name, {}) for name in RANKERS if name != "random"},
     **{f"random {seed}": ("random", {"seed": seed}) for seed in range(3)},
 }
 
@@ -44,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(2)
     rows = Rows("rankers_quality", args.minutes, torch=torch.__version__)
     try:
-        for name in ("resnet20", "lenet5"):
+        for name in CUTS:
             Bench(name, args, rows).run()
     except OutOfTime:
         print("out of time; run again to go on")
@@ -82,7 +83,7 @@ class Bench:
                     key = f"{self.name} {macs} {way} {scope} before"
                     self.rows.row(key, lambda way=way, macs=macs, scope=scope: self.measured(self.cut(way, macs, scope)))
         self.rows.row(f"{self.name} dense after", lambda: self.measured(self.tune(self.model, 2, 0.02)))
-        for macs in CUTS[self.name]:
+        for macs in TUNED[self.name]:
             for way, scope in [*self.best(macs), ("random 0", "layer")]:
                 key = f"{self.name} {macs} {way} {scope} after"
                 self.rows.row(
@@ -96,7 +97,7 @@ class Bench:
         if ranker not in DATA_FREE:
             images = self.data.split(SPLIT[ranker])
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-            most = 1000 if SPLIT[ranker] == "validation" else ENOUGH.get(ranker, len(images))
+            most = {"car": 1000, "shapley": 400}.get(ranker) or ENOUGH.get(ranker, len(images))
             batches = images.subset(order[:most]).batches()
         made = RANKERS[ranker](self.model, self.channels, batches, classes=10, **options)
         return {

@@ -36,9 +36,10 @@ def rank(
     difference on the images of each class (None where it has no images); weighted by the classes' shares they sum to CAR.
     Exact on these images; evaluations: n a layer, and one for the whole network.
 
-    `greedy`: removes `remove` units of each layer (default: all but one). Score: the unit's place in the order of removal,
-    over n; those that are left follow as the last round orders them. `removed[layer]`: [unit, correct images left] in
-    order; evaluations: K n - K (K-1) / 2. Candidates are dropped as soon as they cannot win; the order is brute force's.
+    `greedy`: removes `remove` units of each layer (default: all but one). Score: the accuracy lost per unit once this one and
+    all before it are gone (never less than that of one removed earlier), so that layers compare; `ties`: the order. Those
+    that are left follow as the last round orders them. `removed[layer]`: [unit, correct images left] in order; evaluations:
+    K n - K (K-1) / 2, and one. Candidates are dropped as soon as they cannot win; the order is brute force's.
     """
     start = time.perf_counter()
     if remove is not None and not greedy:
@@ -52,10 +53,15 @@ def rank(
         game = Coalitions(model, channels, name, batches, classes=classes, memory=memory, hard_first=greedy)
         fixed = channels.group(name).fixed if name != channels.classifier else ()
         if greedy:
+            whole = int(game.play(torch.ones(1, game.n)).correct)
             order, survivors = backward(game, game.n - 1 if remove is None else remove, fixed)
-            last = sorted(survivors, key=lambda unit: (survivors[unit], unit))
-            place = {unit: i for i, unit in enumerate([unit for unit, _ in order] + last)}
-            scores[name] = [place[unit] / game.n for unit in range(game.n)]
+            left = order + sorted(
+                ((unit, -guess[0]) for unit, guess in survivors.items()), key=lambda u: (survivors[u[0]], u[0])
+            )
+            worst, scores[name], ties[name] = -1.0, [0.0] * game.n, [0.0] * game.n
+            for place, (unit, correct) in enumerate(left):
+                worst = max(worst, (whole - correct) / game.images / (min(place, len(order)) + 1))
+                scores[name][unit], ties[name][unit] = worst, float(place)
             extra["removed"][name] = [list(step) for step in order]
         else:
             car, by_class, lost = one_shot(game)
@@ -69,7 +75,7 @@ def rank(
         few = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
         extra["notes"] = [f"no images of {len(absent)} classes ({few}): their car_by_class is null; raise --limit"]
     seconds = time.perf_counter() - start
-    return FilterScores("car", scores, False, evaluations, seconds, images, None, options, ties, extra, not greedy)
+    return FilterScores("car", scores, False, evaluations, seconds, images, None, options, ties, extra, True)
 
 
 def one_shot(game: Coalitions) -> tuple[list[float], list[list[float | None]], list[float]]:
