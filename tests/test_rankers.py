@@ -204,7 +204,7 @@ def test_greedy_scores_are_the_order_of_removal(digits):
         assert [unit for unit, _ in steps] == found.order(layer)[:3]
         assert sorted(found.ties[layer]) == list(range(n))
         whole = round(digits.worth(layer)(range(n)) * len(digits.y))
-        lost = [(whole - correct) / len(digits.y) / (k + 1) for k, (_, correct) in enumerate(steps)]
+        lost = [(whole - correct) / len(digits.y) for _, correct in steps]
         assert [found.scores[layer][unit] for unit, _ in steps] == [max(lost[: k + 1]) for k in range(3)]
     assert found.evaluations == sum(1 + 3 * g.units - 3 for g in digits.channels.groups if g.prunable)
     with pytest.raises(SlimrankError, match="--remove must be at least 1"):

@@ -36,9 +36,9 @@ def rank(
     difference on the images of each class (None where it has no images); weighted by the classes' shares they sum to CAR.
     Exact on these images; evaluations: n a layer, and one for the whole network.
 
-    `greedy`: removes `remove` units of each layer (default: all but one). Score: the accuracy lost per unit once this one and
-    all before it are gone (never less than that of one removed earlier), so that layers compare; `ties`: the order. Those
-    that are left follow as the last round orders them. `removed[layer]`: [unit, correct images left] in order; evaluations:
+    `greedy`: removes `remove` units of each layer (default: all but one). Score: the accuracy lost once this unit and all
+    before it are gone (never less than that of one removed earlier), so that layers compare; `ties`: the order. Those that
+    are left follow as the last round orders them. `removed[layer]`: [unit, correct images left] in order; evaluations:
     K n - K (K-1) / 2, and one. Candidates are dropped as soon as they cannot win; the order is brute force's.
     """
     start = time.perf_counter()
@@ -60,7 +60,7 @@ def rank(
             )
             worst, scores[name], ties[name] = -1.0, [0.0] * game.n, [0.0] * game.n
             for place, (unit, correct) in enumerate(left):
-                worst = max(worst, (whole - correct) / game.images / (min(place, len(order)) + 1))
+                worst = max(worst, (whole - correct) / game.images)
                 scores[name][unit], ties[name][unit] = worst, float(place)
             extra["removed"][name] = [list(step) for step in order]
         else:
