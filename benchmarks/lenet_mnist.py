@@ -39,15 +39,15 @@ def main() -> None:
     rows = Rows("lenet_mnist", args.minutes, epochs=[FIRST, SECOND], seed=0, torch=torch.__version__)
     bench = Bench(args.mnist, rows)
     try:
-        for ranker in ("shapley", "switch", "car", "l1", "random"):
-            rows.row(f"5-7-45-20 by {ranker}", lambda ranker=ranker: bench.cut(ranker, PAPER, 0))
-        rows.row("5-7-45-20 from scratch", lambda: bench.scratch(PAPER, 0))
-        rows.row("5-7-45-20 by shapley, padding 2", lambda: bench.cut("shapley", PAPER, 2))
-        rows.row("5-7-45-20 from scratch, padding 2", lambda: bench.scratch(PAPER, 2))
+        for name in ("shapley", "from scratch", "switch", "random"):
+            bench.add(PAPER, name, 0)
         for widths in SMALLER:
-            name = "-".join(map(str, widths))
-            rows.row(f"{name} by shapley", lambda widths=widths: bench.cut("shapley", widths, 0))
-            rows.row(f"{name} from scratch", lambda widths=widths: bench.scratch(widths, 0))
+            for name in ("shapley", "from scratch"):
+                bench.add(widths, name, 0)
+        for name in ("shapley", "from scratch"):
+            bench.add(PAPER, name, 2)
+        for name in ("car", "l1"):
+            bench.add(PAPER, name, 0)
     except OutOfTime:
         print("out of time; run again to go on")
 
@@ -55,6 +55,11 @@ def main() -> None:
 class Bench:
     def __init__(self, spec: str, rows: Rows):
         self.spec, self.rows, self.known = spec, rows, {}
+
+    def add(self, widths, name: str, padding: int) -> None:
+        how = name if name == "from scratch" else f"by {name}"
+        key = f"{'-'.join(map(str, widths))} {how}, padding {padding}"
+        self.rows.row(key, lambda: self.scratch(widths, padding) if name == "from scratch" else self.cut(name, widths, padding))
 
     def net(self, widths, padding: int):
         arguments = {"widths": list(widths), "padding": padding}
