@@ -128,7 +128,7 @@ def main() -> None:
         each = per_evaluation(layer)
         start = time.perf_counter()
         game = Coalitions(model, channels, layer, batches, classes=10, hard_first=True)
-        order, _ = car.backward(game, rounds)
+        order = car.backward(game, rounds)
         fast = time.perf_counter() - start
         slow = each * game.evaluations
         mask = torch.ones(game.n, dtype=torch.bool)

@@ -84,6 +84,8 @@ class Coalitions:
         dtype: torch.dtype = torch.float32,
         hard_first: bool = False,
     ):
+        if memory < 0:
+            raise SlimrankError(f"--memory is {memory}, must be 0 bytes or more")
         self.classes, self.dtype, self.batches = classes, dtype, batches
         self.split = split(model, channels, layer, dtype)
         self.n = self.split.players
@@ -99,7 +101,7 @@ class Coalitions:
             raise SlimrankError("no images to score filters on; check --data and --limit")
         if classes > 1 and int((self.class_images > 0).sum()) == 1:
             only = int(self.class_images.argmax())
-            raise SlimrankError(f"all {self.images} images are of class {only}: accuracy says nothing there; raise --limit")
+            raise SlimrankError(f"all images ({self.images}) are of class {only}: accuracy says nothing there; raise --limit")
         if hard_first and self.cached and 2 * self.free >= memory:  # sorting needs a copy
             self._hard_first()
 

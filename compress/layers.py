@@ -79,6 +79,8 @@ class ChannelMap:
             if not group.prunable:
                 tied = [name for name in group.layers if name != layer]
                 beside = f" (tied to {', '.join(tied[:4])}{', ...' if len(tied) > 4 else ''})" if tied else ""
+                if layer == self.classifier:
+                    beside = " here (car, shapley and switch take it for the features that it reads)"
                 raise SlimrankError(f"layer {layer} cannot be pruned or masked alone{beside}: {group.why}; choose another")
             wanted.add(group.name)
         names = dict.fromkeys([*(group.name for group in self.groups), self.classifier])

@@ -1,6 +1,8 @@
 """Rank and prune as one call each: checkpoint and options in, files and results out."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def scored(
     odd = [k for k in options if k not in OPTIONS.get(name, ())]
     if odd:
         takes = ", ".join(f"--{k.replace(chr(95), chr(45))}" for k in OPTIONS.get(name, ())) or "no options"
-        raise SlimrankError(f"ranker {name} takes no --{odd[0]}; it takes {takes}")
+        raise SlimrankError(f"ranker {name} takes no --{odd[0].replace('_', '-')}; it takes {takes}")
     if name not in DATA_FREE and data is None:
         raise SlimrankError(f"ranker {name} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
     batches = None
@@ -47,7 +49,13 @@ def scored(
     model = checkpoint.model.to(device)
     channels = channel_map(model, checkpoint.example().to(device))
     classes = 0 if data is None else len(data.classes)
-    return function(model, channels, batches, classes=classes, seed=seed, layers=layers, **options)
+    scores = function(model, channels, batches, classes=classes, seed=seed, layers=layers, **options)
+    for layer, values in scores.scores.items():
+        if not all(map(math.isfinite, [*values, *scores.ties.get(layer, [])])):
+            raise SlimrankError(f"ranker {name} gives NaN or infinite scores for {layer}; check the checkpoint with `evaluate`")
+    if data is not None and SPLIT.get(name) == "validation":
+        scores = replace(scores, extra={**scores.extra, "validation_seen_in_training": checkpoint.validation_seen(data)})
+    return scores
 
 
 def rank(
@@ -55,14 +63,15 @@ def rank(
     *, layers: list[str] | None, seed: int, device: str, **options: Any,
 ) -> tuple[FilterScores, Path]:  # fmt: skip
     """Score the filters of all groups, or of those that `layers` belong to; write scores and chart."""
+    chart = out.with_suffix(".svg")
     ready(out)
+    ready(chart)
     data = None
     if opener is not None:
         data = opener(checkpoint.preprocessing)
         checkpoint = checkpoint.with_classes(data)
     scores = scored(checkpoint, name, data, seed=seed, device=device, layers=layers, **options)
     scores.save(out)
-    chart = out.with_suffix(".svg")
     write_text(chart, bars(scores.scores))
     return scores, chart
 
@@ -100,4 +109,5 @@ def prune(
         "macs_before": before.macs, "macs_after": after.macs, "params_before": before.params, "params_after": after.params,
         "top1_before": tops[0], "top1_after": tops[1], "budget": plan.budget, "ranker": plan.ranker, "widths": plan.widths,
         "keep": plan.keep, "out": str(out), "table": table,
+        "validation_seen_in_training": ranked.extra.get("validation_seen_in_training", False),
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """FilterScores, what every ranker returns: one number a unit, higher = keep, with its provenance."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,24 @@ class FilterScores:
         fields = {k: v for k, v in value.items() if k in cls.__dataclass_fields__ and k != "extra"}
         try:
             made = cls(**fields, extra={k: v for k, v in value.items() if k not in fields})
-            numbers = torch.tensor([float(s) for layer in made.scores.values() for s in layer])
+            for name, layer in made.scores.items():
+                ties = made.ties.get(name, [0.0] * len(layer))
+                if len(ties) != len(layer):
+                    raise ValueError("ties")
+                if not all(isinstance(number, (int, float)) for number in [*layer, *ties]):
+                    raise TypeError("numbers")
+            if not isinstance(made.ranker, str) or not isinstance(made.comparable, bool):
+                raise TypeError("ranker")
         except (TypeError, ValueError, AttributeError) as error:
             raise SlimrankError(f"scores file {path} is not one that `slimrank rank` writes; make it again") from error
-        if not bool(torch.isfinite(numbers).all()):
+        numbers = [number for layer in (*made.scores.values(), *made.ties.values()) for number in layer]
+        if not all(map(math.isfinite, numbers)):
             raise SlimrankError(f"scores file {path} holds NaN or infinite scores; rank again")
         return made
 
     def __str__(self) -> str:
-        rows = [f"{self.ranker}: {self.images} images, {self.evaluations} evaluations, {self.seconds:.1f} s"]
+        how = "estimated, " if self.estimated else ""
+        rows = [f"{self.ranker}: {how}{self.images} images, {self.evaluations} evaluations, {self.seconds:.1f} s"]
         rows.append(f"  {'layer':32} filters   lowest   median  highest  best five")
         for name, scores in self.scores.items():
             s = torch.tensor(scores, dtype=torch.float64)

@@ -91,6 +91,9 @@ def select(
     if align < 1:
         raise SlimrankError(f"--align is {align}, must be at least 1 channel")
     scored = [group for group in channels.groups if group.prunable and group.name in scores.scores]
+    if not scored and any(group.prunable for group in channels.groups):
+        given = ", ".join(list(scores.scores)[:3])
+        raise SlimrankError(f"the scores are of other layers ({given}) than this checkpoint can lose; rank this checkpoint")
     if not scored:
         raise SlimrankError("nothing to prune: no prunable layer has scores; `slimrank inspect` says why")
     nothing = channels.removed({})
@@ -172,7 +175,9 @@ def _order(
             key = (torch.arange(group.units, dtype=torch.float64) + 1) / group.units
         else:
             scale = score[torch.isfinite(score)].abs().mean().clamp_min(1e-30)
-            key = score[ranked] / (costs[group.name] if scores.comparable else scale)
+            key = score[ranked] / scale
+            if scores.comparable:  # of what gains by going, too, the costly goes first
+                key = torch.where(score[ranked] < 0, score[ranked] * costs[group.name], score[ranked] / costs[group.name])
         conv = isinstance(model.get_submodule(group.name), CONVS)
         step = max(1, align // max(1, group.filters // group.units)) if conv else 1
         start, broken = 0, False

@@ -93,7 +93,7 @@ def test_every_verb_in_turn(capsys, tmp_path, trained):
     worth = run(capsys, "rank", trained, *shapley, *digits, "-o", tmp_path / "shapley.json")
     assert sum(worth["scores"]["fc2"]) == pytest.approx(worth["value_full"]["fc2"] - worth["value_empty"]["fc2"])
     assert worth["evaluations"] == 2 + 5 * 2 * 24
-    assert "fc2: --tolerance 1e-09 not reached" in worth["notes"][0]
+    assert "fc2: --tolerance 1e-09 not reached" in worth["notes"][1]
     run(capsys, "rank", trained, "--ranker", "switch", *digits, "--layer", "conv1", "-o", tmp_path / "switch.json")
     pair = (tmp_path / "car.json", tmp_path / "shapley.json")
     same = run(capsys, "compare-ranks", *pair, "-o", tmp_path / "pair.svg")
@@ -222,10 +222,13 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("rank", trained, "--ranker", "l1", "--layer", "fc3", "-o", tmp_path / "s.json"), "cannot be pruned"),
         (("rank", trained, *car, "--layer", "conv9", "-o", tmp_path / "s.json"), "near ones: conv2, conv1"),
         (("rank", trained, *car, "--greedy", "--remove", 0, "-o", tmp_path / "s.json"), "at least 1"),
-        (("rank", trained, *car, "--limit", 1, "-o", tmp_path / "s.json"), "all 1 images are of class"),
+        (("rank", trained, *car, "--limit", 1, "-o", tmp_path / "s.json"), "all images (1) are of class"),
         (("rank", trained, *shapley, "--estimator", "exact", "-o", tmp_path / "s.json"), "100 filters has 1.3e+30"),
         (("rank", trained, *shapley, "--estimator", "best", "-o", tmp_path / "s.json"), "no estimator 'best'"),
-        (("rank", trained, *shapley, "--tolerance", -1, "-o", tmp_path / "s.json"), "must be positive"),
+        (("rank", trained, *shapley, "--tolerance", "nan", "-o", tmp_path / "s.json"), "between 0 and 1"),
+        (("rank", trained, "--ranker", "switch", *digits, "--lr", 100, "-o", tmp_path / "s.json"), "between 0 and 10"),
+        (("rank", trained, *car, "--memory", -5, "-o", tmp_path / "s.json"), "0 bytes or more"),
+        (("rank", trained, "--ranker", "influential", *digits, "--k1", 0, "-o", tmp_path / "s.json"), "at least 1"),
         (("rank", trained, "--ranker", "l1", "--estimator", "exact", "-o", tmp_path / "s.json"), "takes no --estimator"),
         (("rank", trained, *car, "--remove", 3, "-o", tmp_path / "s.json"), "only with --greedy"),
         (("rank", trained, *shapley, "--estimator", "truncated", "--samples", 3, "-o", tmp_path / "s.json"), "leave them out"),

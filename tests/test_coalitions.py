@@ -193,7 +193,7 @@ def test_bad_games(real):
         power_set(game)
     with pytest.raises(SlimrankError, match="no images"):
         Coalitions(model, channels, "conv1", [], classes=10)
-    with pytest.raises(SlimrankError, match="all 4 images are of class 2"):
+    with pytest.raises(SlimrankError, match=r"all images \(4\) are of class 2"):
         Coalitions(model, channels, "conv1", [(batches[0][0][:4], torch.full((4,), 2))], classes=10)
     with pytest.raises(SlimrankError, match="10 outputs, the data 12 classes"):
         Coalitions(model, channels, "conv1", batches, classes=12)

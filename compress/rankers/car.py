@@ -36,10 +36,11 @@ def rank(
     difference on the images of each class (None where it has no images); weighted by the classes' shares they sum to CAR.
     Exact on these images; evaluations: n a layer, and one for the whole network.
 
-    `greedy`: removes `remove` units of each layer (default: all but one). Score: the accuracy lost once this unit and all
-    before it are gone (never less than that of one removed earlier), so that layers compare; `ties`: the order. Those that
-    are left follow as the last round orders them. `removed[layer]`: [unit, correct images left] in order; evaluations:
-    K n - K (K-1) / 2, and one. Candidates are dropped as soon as they cannot win; the order is brute force's.
+    `greedy`: removes `remove` units of each layer (default, and at most: all but one). Score: the accuracy lost once this unit
+    and all before it are gone (never less than that of one removed earlier), so that layers compare; `ties`: the order.
+    Those that are left follow by what their own removal would cost next. `removed[layer]`: [unit, correct images left] in
+    order; evaluations: K n - K (K-1) / 2, one for the whole and n - K for those left. Candidates are dropped as soon as
+    they cannot win; the order is brute force's.
     """
     start = time.perf_counter()
     if remove is not None and not greedy:
@@ -54,10 +55,8 @@ def rank(
         fixed = channels.group(name).fixed if name != channels.classifier else ()
         if greedy:
             whole = int(game.play(torch.ones(1, game.n)).correct)
-            order, survivors = backward(game, game.n - 1 if remove is None else remove, fixed)
-            left = order + sorted(
-                ((unit, -guess[0]) for unit, guess in survivors.items()), key=lambda u: (survivors[u[0]], u[0])
-            )
+            order = backward(game, game.n - 1 if remove is None else remove, fixed)
+            left = order + last(game, [unit for unit, _ in order])
             worst, scores[name], ties[name] = -1.0, [0.0] * game.n, [0.0] * game.n
             for place, (unit, correct) in enumerate(left):
                 worst = max(worst, (whole - correct) / game.images)
@@ -92,15 +91,11 @@ def one_shot(game: Coalitions) -> tuple[list[float], list[list[float | None]], l
     return car, by_class, (whole.likelihood - less.likelihood).tolist()
 
 
-def backward(
-    game: Coalitions, rounds: int, fixed: tuple[int, ...] = ()
-) -> tuple[list[tuple[int, int]], dict[int, tuple[int, float]]]:
+def backward(game: Coalitions, rounds: int, fixed: tuple[int, ...] = ()) -> list[tuple[int, int]]:
     """Remove `rounds` units one by one, always the one whose removal leaves most images right.
 
-    Ties go to the higher log-likelihood, then to the lower index. Returns the units with the correct images left, in order;
-    for those that remain, the lower the likelier to go next: minus the images that their removal would have left in the
-    last round (at most, for a candidate that was dropped on the way), and minus the log-likelihood.
-    Raises SlimrankError for more rounds than can be played.
+    Ties go to the higher log-likelihood, then to the lower index. Returns the units with the correct images left, in order.
+    Raises SlimrankError for no rounds at all, or a layer that cannot lose a unit.
     """
     most = game.n - max(1, len(fixed))
     rounds = min(rounds, most)
@@ -108,7 +103,7 @@ def backward(
         raise SlimrankError(f"--remove must be at least 1 and leave one filter; this layer can lose {most}")
     present = torch.ones(game.n, dtype=torch.bool)
     alive = [unit for unit in range(game.n) if unit not in fixed]
-    guess: dict[int, tuple[int, float]] = dict.fromkeys(range(game.n), (0, 0.0))
+    guess: dict[int, tuple[int, float]] = dict.fromkeys(range(game.n), (0, 0.0))  # the lower, the likelier to go next
     order: list[tuple[int, int]] = []
     for _ in range(rounds):
         alive.sort(key=lambda unit: (guess[unit], unit))  # the likely winner first: it sets the floor for the others
@@ -116,17 +111,30 @@ def backward(
         best = game.without_each(present, [leader], likelihood=True)
         floor = int(best.correct[0])
         found = {leader: (floor, float(best.likelihood[0]))}  # type: ignore[index]
+        guess[leader] = (-floor, -found[leader][1])
         if others:
             rest = game.without_each(present, others, likelihood=True, floor=floor)
             assert rest.likelihood is not None
             for i, unit in enumerate(others):
-                most, log = int(rest.most[i]), float(rest.likelihood[i])
-                guess[unit] = (-most, -log)
+                reach, log = int(rest.most[i]), float(rest.likelihood[i])
+                guess[unit] = (-reach, -log)
                 if not rest.dropped[i]:
-                    found[unit] = (most, log)
-        guess[leader] = (-floor, -found[leader][1])
+                    found[unit] = (reach, log)
         winner = max(found, key=lambda unit: (*found[unit], -unit))
         order.append((winner, found[winner][0]))
         present[winner] = False
         alive.remove(winner)
-    return order, {unit: guess[unit] for unit in range(game.n) if bool(present[unit])}
+    return order
+
+
+def last(game: Coalitions, removed: list[int]) -> list[tuple[int, int]]:
+    """The units that are left, with the correct images that each one's removal would leave, least needed first."""
+    present = torch.ones(game.n, dtype=torch.bool)
+    present[removed] = False
+    units = present.nonzero().flatten().tolist()
+    found = game.without_each(present, units, likelihood=True)
+    assert found.likelihood is not None
+    order = sorted(
+        zip(found.correct.tolist(), found.likelihood.tolist(), units, strict=True), key=lambda f: (-f[0], -f[1], f[2])
+    )
+    return [(unit, correct) for correct, _, unit in order]

@@ -36,6 +36,8 @@ def rank(
     at least one; where `k1` exceeds the units, all of them). One forward pass an image.
     """
     start = time.perf_counter()
+    if k1 is not None and k1 < 1:
+        raise SlimrankError(f"--k1 is {k1}, must be at least 1")
     groups = [channels.group(name) for name in channels.chosen(layers)]
     reader = {g.name: channels.readers(g)[-1] for g in groups}
     responses: dict[str, list[Tensor]] = {g.name: [] for g in groups}

@@ -48,9 +48,10 @@ def rank(
 
     `batches`: images neither trained nor tested on. `estimator`: `exact` (the power set, up to 25 units), `truncated`
     (coalitions of fewer than `coalition_size` units, 2 by default), `permutation` (antithetic pairs) or `subsets` (eq. 2);
-    by default exact for layers of up to 12 units, else permutation. `samples`: at most that many pairs (10). `tolerance`:
-    stop a layer when every unit's 95 % confidence interval is within +- this share of the images; `confidence[layer]` holds
-    the half-widths (None after one sample).
+    by default exact for layers of up to 12 units, else, and wherever `samples` or `tolerance` are given, permutation.
+    `samples`: at most that many pairs (10). `tolerance`: stop a layer when every unit's 95 % confidence interval is within +-
+    this share of the images; `confidence[layer]` holds the half-widths (None after one sample, and for truncated, which is
+    biased).
 
     Evaluations: 2^n; sum of C(n, s) for s <= coalition_size; 2 + 2 (n - 1) a pair of permutations; 2 + 2 n a round of subset
     pairs.
@@ -64,9 +65,12 @@ def rank(
         raise SlimrankError(f"--samples and --tolerance say nothing to --estimator {estimator}; leave them out")
     if estimator != "truncated" and coalition_size is not None:
         raise SlimrankError("--coalition-size means something only with --estimator truncated; add it, or leave the size out")
+    sampling = (samples, tolerance) != (None, None)
     samples, size = SAMPLES if samples is None else samples, 2 if coalition_size is None else coalition_size
-    if samples < 1 or (tolerance is not None and tolerance <= 0):
-        raise SlimrankError(f"--samples {samples} and --tolerance {tolerance} must be positive")
+    if samples < 1:
+        raise SlimrankError(f"--samples is {samples}, must be at least 1")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise SlimrankError(f"--tolerance is {tolerance}, must lie between 0 and 1; 0.01 is one point of accuracy")
     generator = torch.Generator().manual_seed(seed)
     scores: dict[str, list[float]] = {}
     extra: dict[str, Any] = {k: {} for k in ("value_full", "value_empty", "estimator", "confidence", "samples")}
@@ -74,7 +78,7 @@ def rank(
     evaluations = images = passes = 0
     for name in tqdm(channels.chosen(layers, features=True), desc="shapley", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, memory=memory)
-        way = estimator or ("exact" if game.n <= 12 else "permutation")
+        way = estimator or ("exact" if game.n <= 12 and not sampling else "permutation")
         ends = torch.stack([torch.zeros(game.n), torch.ones(game.n)]).bool()
 
         def worth(masks: Tensor, game: Coalitions = game) -> Tensor:
@@ -85,7 +89,7 @@ def rank(
             value, width, used = exact(v), torch.zeros(game.n), 1
             empty, full = v[0], v[-1]
         elif way == "truncated":
-            value, width, used = truncated(game.n, size, worth), torch.zeros(game.n), 1
+            value, width, used = truncated(game.n, size, worth), torch.full((game.n,), torch.nan), 1
             empty, full = worth(ends)
         else:
             empty, full = worth(ends)
@@ -100,6 +104,9 @@ def rank(
         extra["confidence"][name] = [None if w != w else w for w in width.tolist()]
         evaluations, images, passes = evaluations + game.evaluations, game.images, passes + game.passes
     options = {"estimator": estimator, "samples": samples, "tolerance": tolerance, "coalition_size": size}
+    widest = max((w for row in extra["confidence"].values() for w in row if w), default=None)
+    if widest is not None:
+        extra["notes"].insert(0, f"95 % confidence intervals are within +-{widest:.3g}; --samples or --tolerance narrow them")
     estimated = set(extra["estimator"].values()) != {"exact"}
     extra = {**{k: v for k, v in extra.items() if v}, "image_passes": passes}
     return FilterScores(

@@ -31,6 +31,7 @@ from ..layers import ChannelMap
 from ..scores import FilterScores
 
 BATCH = 100  # images a step
+LEAST = 1e-6  # phi, which must stay above 0
 
 
 def rank(
@@ -52,11 +53,14 @@ def rank(
 
     `batches`: images in random order. `alpha0` below 1 prefers few filters. `sampled`: one draw of s a step instead of its
     mean. `identity`: multiply by n*s, not s. `curve[layer]`: the mean negative log-likelihood an image in each epoch.
-    Raises SlimrankError when theta is no longer finite.
+    Raises SlimrankError when it is no longer finite.
     """
     start = time.perf_counter()
-    if epochs < 1 or not alpha0 > 0 or not lr > 0:
-        raise SlimrankError(f"--epochs {epochs}, --lr {lr} and --alpha0 {alpha0} must be positive")
+    if epochs < 1:
+        raise SlimrankError(f"--epochs is {epochs}, must be at least 1")
+    for option, value, most in (("lr", lr, 10), ("alpha0", alpha0, 1000)):
+        if not 0 < value <= most:
+            raise SlimrankError(f"--{option} is {value}, must lie between 0 and {most}")
     torch.manual_seed(seed)
     scores: dict[str, list[float]] = {}
     curve: dict[str, list[float]] = {}
@@ -82,23 +86,23 @@ def learn(game: Coalitions, epochs: int, lr: float, alpha0: float, sampled: bool
         for chunk in game.chunks():
             for some in torch.randperm(len(chunk)).split(BATCH):
                 nll, kl = loss(game, theta, [c[some] for c in chunk.crossing], chunk.labels[some], alpha0, sampled, identity)
+                if not torch.isfinite(nll + kl):
+                    raise SlimrankError(f"the switch diverged in epoch {epoch + 1}; lower --lr from {lr}")
                 optimizer.zero_grad()
                 (nll + kl).backward()
                 optimizer.step()
                 total += nll.item() * len(some)
         curve.append(total / game.images)
-        if not torch.isfinite(theta).all():
-            raise SlimrankError(f"the switch diverged in epoch {epoch + 1}; lower --lr from {lr}")
-    return F.softplus(theta.detach()).cpu(), curve
+    return F.softplus(theta.detach()).clamp_min(LEAST).cpu(), curve
 
 
 def loss(
     game: Coalitions, theta: Tensor, crossing: list[Tensor], labels: Tensor, alpha0: float, sampled: bool, identity: bool
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood an image, and the KL divergence between the two Dirichlets (of phi, not of s) over N."""
-    phi = F.softplus(theta)
-    posterior = Dirichlet(phi)
+    phi = F.softplus(theta).clamp_min(LEAST)
+    posterior = Dirichlet(phi, validate_args=False)
     s = posterior.rsample() if sampled else posterior.mean
     game.split.scale(game.n * s if identity else s)
     nll = F.cross_entropy(game.split.after(*crossing), labels)
-    return nll, kl_divergence(posterior, Dirichlet(torch.full_like(phi, alpha0))) / game.images
+    return nll, kl_divergence(posterior, Dirichlet(torch.full_like(phi, alpha0), validate_args=False)) / game.images
