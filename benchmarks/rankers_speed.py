@@ -63,8 +63,8 @@ class Naive:
 
 def serve(pipe, *where) -> None:
     naive = Naive(*where)
-    while True:
-        layer, masks = pipe.recv()
+    while (asked := pipe.recv()) is not None:
+        layer, masks = asked
         logits, seconds = naive(layer, torch.from_numpy(masks))
         pipe.send((logits.numpy(), seconds))
 
@@ -189,6 +189,8 @@ def main() -> None:
         rows.row("peak memory of the whole run", lambda: peak)
     except OutOfTime:
         print("out of time; run again to go on")
+    parent.send(None)
+    worker.join()
 
 
 if __name__ == "__main__":
