@@ -42,5 +42,6 @@ class Rows:
         """Write to a temporary name, then rename."""
         RESULTS.mkdir(exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.value, indent=1) + "\n")
+        rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in self.value["rows"].items())
+        temporary.write_text(f'{{"about": {json.dumps(self.value["about"])}, "rows": {{\n{rows}\n}}}}\n')
         temporary.rename(self.path)

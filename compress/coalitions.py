@@ -89,6 +89,8 @@ class Coalitions:
         self.classes, self.dtype, self.batches = classes, dtype, batches
         self.split = split(model, channels, layer, dtype)
         self.n = self.split.players
+        why = self.split.whole
+        self.notes = [f"{layer}: the network cannot be split here ({why}); every coalition runs all of it"] if why else []
         self.evaluations = self.passes = self.plays = 0
         self.free = memory
         self.cache: list[Chunk] = []

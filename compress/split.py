@@ -69,7 +69,8 @@ class Split:
     """`before(images)` gives the tensors that cross over; `after(*crossing)` the logits, read through `sites`.
 
     `linear`: the one layer that reads the filters is a plain conv or linear layer; then the first crossing tensor is what
-    it reads, and `tail(z, *crossing[1:])` gives the logits from its output z. `whole`: nothing could be split off.
+    it reads, and `tail(z, *crossing[1:])` gives the logits from its output z. `whole`: why
+    nothing could be split off; empty where it could.
     """
 
     before: Callable[[Tensor], tuple[Tensor, ...]]
@@ -77,7 +78,7 @@ class Split:
     sites: list[Site]
     players: int
     linear: bool = False
-    whole: bool = False
+    whole: str = ""
     logits: bool = False  # the reading layer is the classifier, nothing comes behind it
     tail: Callable[..., Tensor] | None = None
 
@@ -247,4 +248,4 @@ def _whole(model: nn.Module, n: int, sites: Mapping[str, Tensor], why: str) -> S
         site = Site(model.get_submodule(name), player.to(next(iter(model.parameters())).device))
         _replace(model, name, site)
         made.append(site)
-    return Split(lambda images: (images,), model, made, n, whole=True)
+    return Split(lambda images: (images,), model, made, n, whole=" ".join(why.split())[:100] or "it cannot be traced")

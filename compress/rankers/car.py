@@ -47,7 +47,7 @@ def rank(
         raise SlimrankError(f"--remove {remove} means something only with --greedy; add it, or leave --remove out")
     names = channels.chosen(layers, features=True)
     scores, ties = {}, {}
-    extra: dict[str, Any] = {"car_by_class": {}, "removed": {}, "image_passes": 0}
+    extra: dict[str, Any] = {"car_by_class": {}, "removed": {}, "image_passes": 0, "notes": []}
     evaluations = images = 0
     absent: list[int] = []
     for name in tqdm(names, desc="car", leave=False, disable=None):
@@ -67,12 +67,13 @@ def rank(
             scores[name], ties[name], extra["car_by_class"][name] = car, lost, by_class
         evaluations, images = evaluations + game.evaluations, game.images
         extra["image_passes"] += game.passes
+        extra["notes"] += game.notes
         absent = (game.class_images == 0).nonzero().flatten().tolist()
     options: dict[str, Any] = {"greedy": greedy, "remove": remove}
-    extra = {k: v for k, v in extra.items() if v}
     if absent and not greedy:
         few = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
-        extra["notes"] = [f"no images of {len(absent)} classes ({few}): their car_by_class is null; raise --limit"]
+        extra["notes"].append(f"no images of {len(absent)} classes ({few}): their car_by_class is null; raise --limit")
+    extra = {k: v for k, v in extra.items() if v}
     seconds = time.perf_counter() - start
     return FilterScores("car", scores, False, evaluations, seconds, images, None, options, ties, extra, True)
 
@@ -109,8 +110,9 @@ def backward(game: Coalitions, rounds: int, fixed: tuple[int, ...] = ()) -> list
         alive.sort(key=lambda unit: (guess[unit], unit))  # the likely winner first: it sets the floor for the others
         leader, others = alive[0], alive[1:]
         best = game.without_each(present, [leader], likelihood=True)
+        assert best.likelihood is not None
         floor = int(best.correct[0])
-        found = {leader: (floor, float(best.likelihood[0]))}  # type: ignore[index]
+        found = {leader: (floor, float(best.likelihood[0]))}
         guess[leader] = (-floor, -found[leader][1])
         if others:
             rest = game.without_each(present, others, likelihood=True, floor=floor)

@@ -78,6 +78,7 @@ def rank(
     evaluations = images = passes = 0
     for name in tqdm(channels.chosen(layers, features=True), desc="shapley", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, memory=memory)
+        extra["notes"] += game.notes
         way = estimator or ("exact" if game.n <= 12 and not sampling else "permutation")
         ends = torch.stack([torch.zeros(game.n), torch.ones(game.n)]).bool()
 

@@ -64,15 +64,19 @@ def rank(
     torch.manual_seed(seed)
     scores: dict[str, list[float]] = {}
     curve: dict[str, list[float]] = {}
+    notes: list[str] = []
     evaluations = images = 0
     for name in tqdm(channels.chosen(layers, features=True), desc="switch", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, memory=memory)
+        notes += game.notes
         phi, curve[name] = learn(game, epochs, lr, alpha0, sampled, identity)
         scores[name] = (phi / phi.sum()).tolist()
         evaluations, images = evaluations + epochs, game.images
     options = {"epochs": epochs, "lr": lr, "alpha0": alpha0, "sampled": sampled, "identity": identity}
     seconds = time.perf_counter() - start
-    return FilterScores("switch", scores, True, evaluations, seconds, images, seed, options, {}, {"curve": curve})
+    return FilterScores(
+        "switch", scores, True, evaluations, seconds, images, seed, options, {}, {"curve": curve, "notes": notes}
+    )
 
 
 def learn(game: Coalitions, epochs: int, lr: float, alpha0: float, sampled: bool, identity: bool) -> tuple[Tensor, list[float]]:
