@@ -17,6 +17,7 @@ from pathlib import Path
 from slimrank.compress.checkpoint import load
 from slimrank.compress.finetune import train
 from slimrank.compress.rankers import RANKERS
+from slimrank.compress.recipe import Recipe
 from slimrank.compress.selection import select
 from slimrank.compress.surgery import prune
 from slimrank.compress.tracing import channel_map
@@ -69,7 +70,7 @@ def measure(path: str, spec: str, ranker: str, scope: str = "layer", align: int 
         model = prune(model, channels, plan, checkpoint.example(2))
         row["macs"] = round(plan.macs_after / plan.macs_before, 4)
     row["test_before"] = accuracy(predictor(model), data.test.batches(), 10).top1
-    model, training = train(model, some, None, epochs=2, lr=0.05)
+    model, training = train(model, some, None, Recipe(2, 0.05, precision="fp32"))
     row["seconds"] = round(training.seconds, 1)
     row["validation"] = accuracy(predictor(model), data.validation.batches(), 10).top1
     row["test"] = accuracy(predictor(model), data.test.batches(), 10).top1

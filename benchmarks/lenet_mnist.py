@@ -16,6 +16,7 @@ from rows import OutOfTime, Rows
 
 from slimrank.compress.finetune import train
 from slimrank.compress.rankers import RANKERS, SPLIT
+from slimrank.compress.recipe import Recipe
 from slimrank.compress.selection import PruningPlan
 from slimrank.compress.surgery import prune
 from slimrank.compress.tracing import channel_map
@@ -70,7 +71,7 @@ class Bench:
         """The 10-20-100-25 network, trained once a call of this script."""
         if padding not in self.known:
             checkpoint, data = self.net((10, 20, 100, 25), padding)
-            model, _ = train(checkpoint.model, data.split("train"), data.validation, epochs=FIRST, lr=0.1, augment="shift")
+            model, _ = train(checkpoint.model, data.split("train"), data.validation, recipe(FIRST))
             self.known[padding] = (checkpoint, data, model)
             key = f"dense 10-20-100-25, padding {padding}"
             self.rows.row(key, lambda: self.measured(model, checkpoint, data, padding))
@@ -85,17 +86,13 @@ class Bench:
         keep = {layer: sorted(scores.order(layer)[-width:]) for layer, width in zip(LAYERS, widths, strict=True)}
         smaller = prune(model, channels, PruningPlan(keep, 0, 0, {}, "layer", ranker), checkpoint.example(2))
         before = accuracy(predictor(smaller), data.split("test").batches(), 10).top1
-        smaller, training = train(
-            smaller, data.split("train"), data.validation, epochs=SECOND, lr=0.1, augment="shift", batch=128
-        )
+        smaller, training = train(smaller, data.split("train"), data.validation, recipe(SECOND))
         found = self.measured(smaller, checkpoint, data, padding)
         return {**found, "error_before_retraining": round(100 * (1 - before), 2), "best_epoch": training.best_epoch}
 
     def scratch(self, widths, padding: int) -> dict:
         checkpoint, data = self.net(widths, padding)
-        model, training = train(
-            checkpoint.model, data.split("train"), data.validation, epochs=FIRST + SECOND, lr=0.1, augment="shift", batch=128
-        )
+        model, training = train(checkpoint.model, data.split("train"), data.validation, recipe(FIRST + SECOND))
         return {**self.measured(model, checkpoint, data, padding), "best_epoch": training.best_epoch}
 
     def measured(self, model, checkpoint, data, padding: int) -> dict:
@@ -106,6 +103,10 @@ class Bench:
             "error": round(100 * (1 - top1), 2), "validation_error": round(100 * (1 - valid), 2), "params": counted.params,
             "macs": counted.macs, "padding": padding,
         }  # fmt: skip
+
+
+def recipe(epochs: int) -> Recipe:
+    return Recipe(epochs, 0.1, augment="shift", batch=128, precision="fp32")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rows import OutOfTime, Rows
 from slimrank.compress.compare import compare
 from slimrank.compress.finetune import train
 from slimrank.compress.rankers import RANKERS
+from slimrank.compress.recipe import Recipe
 from slimrank.compress.tracing import channel_map
 from slimrank.compress.training import fresh
 from slimrank.evaluate.accuracy import accuracy, predictor
@@ -50,7 +51,7 @@ def main() -> None:
 def one(spec: str, seed: int, images: int) -> dict:
     checkpoint = fresh("lenet5", None, list("0123456789"), 1, None, seed)
     data = open_data(spec, checkpoint.preprocessing, seed=seed)
-    model, _ = train(checkpoint.model, data.split("train"), data.validation, epochs=8, lr=0.05, seed=seed)
+    model, _ = train(checkpoint.model, data.split("train"), data.validation, Recipe(8, 0.05, precision="fp32", seed=seed))
     channels = channel_map(model, checkpoint.example())
     top1 = accuracy(predictor(model), data.split("test").batches(), 10).top1
     validation = data.split("validation").subset(torch.arange(images)).batches()

@@ -18,6 +18,7 @@ from rows import RESULTS, OutOfTime, Rows
 from slimrank.compress.checkpoint import load
 from slimrank.compress.finetune import train
 from slimrank.compress.rankers import DATA_FREE, ENOUGH, RANKERS, SPLIT
+from slimrank.compress.recipe import Recipe
 from slimrank.compress.scores import FilterScores
 from slimrank.compress.selection import select
 from slimrank.compress.surgery import prune
@@ -130,7 +131,7 @@ class Bench:
         images = self.data.split("train")
         if not whole:
             images = images.subset(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:10000])
-        return train(model, images, self.data.validation, epochs=epochs, lr=lr)[0]
+        return train(model, images, self.data.validation, Recipe(epochs, lr, precision="fp32"))[0]
 
     def measured(self, model) -> dict:
         found = {}

@@ -13,6 +13,7 @@ from rows import OutOfTime, Rows
 
 from slimrank.compress.finetune import train
 from slimrank.compress.rankers import RANKERS
+from slimrank.compress.recipe import Recipe
 from slimrank.compress.selection import PruningPlan
 from slimrank.compress.surgery import prune
 from slimrank.compress.tracing import channel_map
@@ -47,7 +48,7 @@ def main() -> None:
     test = data.split("test").batches(device=args.device)
 
     def tuned(model, epochs: int):
-        return train(model, data.split("train"), data.validation, epochs=epochs, lr=0.1, device=args.device)[0]
+        return train(model, data.split("train"), data.validation, Recipe(epochs, 0.1, device=args.device))[0]
 
     def measured(model) -> dict:
         top1 = accuracy(predictor(model.to(args.device)), test, 10).top1

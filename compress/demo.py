@@ -9,6 +9,7 @@ from ..files import ready
 from .checkpoint import save
 from .finetune import train
 from .pipeline import Options, Run, start
+from .recipe import Recipe
 from .training import fresh
 
 MODEL, SIZE, SEED = "resnet20-cifar", 16, 0
@@ -23,7 +24,7 @@ def prepare(out: str | Path, say: Callable[[str], None]) -> Run:
     if not trained.exists():
         blank = fresh(MODEL, None, [str(i) for i in range(10)], 1, SIZE, SEED)
         data = open_data("digits", blank.preprocessing, seed=SEED)
-        model, training = train(blank.model, data.split("train"), data.validation, epochs=EPOCHS, lr=0.1, seed=SEED)
+        model, training = train(blank.model, data.split("train"), data.validation, Recipe(EPOCHS, 0.1, seed=SEED))
         made = blank.then(model, step="train", epochs=EPOCHS, lr=0.1, seed=SEED, images=len(data.split("train")))
         save(replace(made, trained_on=data.identity), trained)
         say(f"train      {training.seconds:7.1f} s  {MODEL} on {len(data.split('train')):,} digits, {EPOCHS} epochs")

@@ -1,8 +1,11 @@
-"""The training loop: from scratch, fine-tuning, distillation."""
+"""The training loop: from scratch, fine-tuning, distillation; what it had reached is on disk after every epoch."""
 
 import copy
+import hashlib
+import pickle
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,16 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import SlimrankError, near
+from ..errors import SlimrankError
 from ..evaluate.accuracy import accuracy, predictor
 from ..evaluate.data import Images
-
-AUGMENT = ("none", "shift", "shift+flip")
+from ..files import whole
+from .recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a run did. `validation_top1` has one entry an epoch; the weights kept are those of `best_epoch` (from 1)."""
+    """What a run did. `validation_top1` has one entry an epoch; the weights kept are those of `best_epoch` (from 1).
+
+    `epochs` were run, fewer than asked for where `patience` ended it. `seconds` counts a run that was taken up again in full.
+    """
 
     epochs: int
     lr: float
@@ -37,100 +43,181 @@ class Training:
     def __str__(self) -> str:
         tops = " ".join(f"{t:.4f}" for t in self.validation_top1)
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
-        return f"{epochs} of {self.images:,} images in {self.seconds:.0f} s; validation top-1 {tops}"
-
-
-def check(epochs: int, lr: float, augment: str | None) -> None:
-    """Raise SlimrankError for settings that cannot train."""
-    if epochs < 1:
-        raise SlimrankError(f"--epochs is {epochs}, must be at least 1")
-    if not 0 < lr <= 10:
-        raise SlimrankError(f"--lr is {lr}, must lie between 0 and 10; 0.02 to 0.1 is usual")
-    if augment is not None and augment not in AUGMENT:
-        raise SlimrankError(f"no augmentation {augment!r}; {near(augment, AUGMENT)}")
+        early = f" (stopped early, {self.options['asked']} asked for)" if self.options.get("asked", 0) > self.epochs else ""
+        return f"{epochs}{early} of {self.images:,} images in {self.seconds:.0f} s; validation top-1 {tops}"
 
 
 def train(
     model: nn.Module,
     images: Images,
     validation: Images | None,
+    recipe: Recipe,
     *,
-    epochs: int,
-    lr: float,
-    batch: int | None = None,
-    weight_decay: float = 5e-4,
-    seed: int = 0,
-    device: str = "cpu",
     teacher: nn.Module | None = None,
-    augment: str | None = None,
     keep_best: bool = True,
+    progress: Path | None = None,
 ) -> tuple[nn.Module, Training]:
-    """Train a copy of `model`: SGD with Nesterov momentum 0.9, one epoch's warm-up at most, cosine to zero.
+    """Train a copy of `model` as `recipe` says.
 
-    `batch`: images a step (default: 128, 32 where there are fewer than 5,000 images, so that an epoch has enough steps).
-    `teacher`: half of the loss becomes cross-entropy against its softened logits (Hinton et al. 2015, temperature 4).
-    `augment`: `shift` by up to an eighth of the image, `flip` left-right; default `shift+flip` for colour images and
-    `shift` for grey ones (digits are not mirror images). With `keep_best` and a validation split, the weights of its
-    best epoch are returned, else the last. Raises SlimrankError when the loss is no longer finite.
+    With `keep_best` and a validation split, the weights of its best epoch are returned, else the last. `progress`: a file
+    that holds everything after every epoch; where it is there already, the run goes on from it and ends as if it had never
+    been stopped; it is removed at the end. Raises SlimrankError when the loss is no longer finite, and for a `progress`
+    file of another run.
     """
-    check(epochs, lr, augment)
-    augment = augment or ("shift+flip" if len(images.preprocessing.mean) == 3 else "shift")
-    start = time.perf_counter()
-    batch = batch or (128 if len(images) >= 5000 else 32)
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last)
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=lr, momentum=0.9, nesterov=True,
-    )  # fmt: skip
-    per_epoch = -(-len(images) // batch)
-    steps = max(2, epochs * per_epoch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=min(0.3, 1 / epochs), cycle_momentum=False, final_div_factor=1e3
-    )
-    if teacher is not None:
-        teacher = teacher.to(device).eval()
-    losses, tops = [], []
-    best: tuple[float, int, dict[str, Tensor]] = (-1.0, epochs, {})
-    for epoch in range(1, epochs + 1):
-        model.train()
-        total = 0.0
-        progress = tqdm(
-            images.batches(batch, shuffle=generator, device=device),
-            desc=f"epoch {epoch}/{epochs}", total=per_epoch, leave=False, disable=None,
+    recipe.check()
+    run = _Run(model, images, validation, recipe, teacher, keep_best)
+    if progress is not None:
+        run.take_up(progress)
+    while not run.finished:
+        run.epoch()
+        if progress is not None and not run.finished:
+            run.leave(progress)
+    if progress is not None:
+        progress.unlink(missing_ok=True)
+    return run.result()
+
+
+class _Run:
+    """One training on its way: everything that an epoch changes is in `state()`."""
+
+    def __init__(self, model, images, validation, recipe: Recipe, teacher, keep_best: bool):
+        self.recipe, self.images, self.validation, self.keep_best = recipe, images, validation, keep_best
+        self.began = time.perf_counter()
+        self.batch = recipe.batch or (128 if len(images) >= 5000 else 32)
+        self.augment = recipe.augment or ("shift+flip" if len(images.preprocessing.mean) == 3 else "shift")
+        torch.manual_seed(recipe.seed)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.given = model
+        self.model = copy.deepcopy(model).to(recipe.device).to(memory_format=torch.channels_last)
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = copy.deepcopy(teacher).to(recipe.device).to(memory_format=torch.channels_last).eval()
+        decayed = [p for p in self.model.parameters() if p.dim() > 1]
+        plain = [p for p in self.model.parameters() if p.dim() <= 1]
+        self.optimizer = torch.optim.SGD(
+            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=recipe.lr, momentum=0.9, nesterov=True,
         )  # fmt: skip
-        for x, labels in progress:
+        self.per_epoch = -(-len(images) // self.batch)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.lr, total_steps=max(2, recipe.epochs * self.per_epoch),
+            pct_start=min(0.3, 1 / recipe.epochs), cycle_momentum=False, final_div_factor=1e3,
+        )  # fmt: skip
+        self.classes = 0
+        self.losses: list[float] = []
+        self.tops: list[float] = []
+        self.best: dict[str, Tensor] = {}
+
+    @property
+    def best_epoch(self) -> int:
+        return self.tops.index(max(self.tops)) + 1 if self.keep_best and self.tops else len(self.losses)
+
+    @property
+    def finished(self) -> bool:
+        patience = self.recipe.patience
+        idle = len(self.tops) - (self.tops.index(max(self.tops)) + 1 if self.tops else 0)
+        return len(self.losses) >= self.recipe.epochs or (patience is not None and idle >= patience)
+
+    def epoch(self) -> None:
+        recipe, number = self.recipe, len(self.losses) + 1
+        self.model.train()
+        total = 0.0
+        bar = tqdm(
+            self.images.batches(self.batch, shuffle=self.generator, device=recipe.device),
+            desc=f"epoch {number}/{recipe.epochs}", total=self.per_epoch, leave=False, disable=None,
+        )  # fmt: skip
+        for x, labels in bar:
             if len(x) < 2:  # BatchNorm cannot train on one image
                 continue
-            x = augmented(x, augment, generator).contiguous(memory_format=torch.channels_last)
-            logits = model(x)
-            loss = F.cross_entropy(logits, labels)
-            if teacher is not None:
-                with torch.inference_mode():
-                    soft = F.softmax(teacher(x) / 4, 1)
-                loss = 0.5 * loss + 0.5 * 16 * F.kl_div(F.log_softmax(logits / 4, 1), soft.clone(), reduction="batchmean")
-            optimizer.zero_grad()
+            x = augmented(x, self.augment, self.generator).contiguous(memory_format=torch.channels_last)
+            loss = self.loss(x, labels)
+            self.optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-            schedule.step()
+            self.optimizer.step()
+            self.schedule.step()
             total += loss.item() * len(x)
-        losses.append(total / len(images))
-        if not torch.isfinite(torch.tensor(losses[-1])):
-            raise SlimrankError(f"training diverged in epoch {epoch} (loss {losses[-1]}); lower --lr from {lr}")
-        if validation is not None and len(validation):
-            top1 = accuracy(predictor(model), validation.batches(device=device), logits.shape[1]).top1
-            tops.append(top1)
-            if keep_best and top1 > best[0]:
-                best = (top1, epoch, {k: v.clone() for k, v in model.state_dict().items()})
-    if best[2]:
-        model.load_state_dict(best[2])
-    options = {"batch": batch, "weight_decay": weight_decay, "augment": augment, "teacher": teacher is not None}
-    seconds = time.perf_counter() - start
-    model = model.cpu().to(memory_format=torch.contiguous_format).eval()
-    return model, Training(epochs, lr, len(images), seconds, losses, tops, best[1], seed, options)
+        self.losses.append(total / len(self.images))
+        if not torch.isfinite(torch.tensor(self.losses[-1])):
+            raise SlimrankError(f"training diverged in epoch {number} (loss {self.losses[-1]}); lower --lr from {recipe.lr}")
+        if self.validation is not None and len(self.validation):
+            batches = self.validation.batches(device=recipe.device)
+            top1 = accuracy(predictor(self.model), batches, self.classes).top1
+            if self.keep_best and top1 > max(self.tops, default=-1.0):
+                self.best = {k: v.clone() for k, v in self.model.state_dict().items()}
+            self.tops.append(top1)
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        recipe = self.recipe
+        with torch.autocast(torch.device(recipe.device).type, torch.bfloat16, enabled=recipe.bf16):
+            logits = self.model(x)
+            soft = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    soft = self.teacher(x)
+        logits, self.classes = logits.float(), logits.shape[1]
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
+        if soft is None:
+            return loss
+        hint = F.kl_div(F.log_softmax(logits / 4, 1), F.softmax(soft.float() / 4, 1), reduction="batchmean")
+        return (1 - recipe.teacher_share) * loss + recipe.teacher_share * 16 * hint
+
+    def result(self) -> tuple[nn.Module, Training]:
+        if self.best:
+            self.model.load_state_dict(self.best)
+        recipe = self.recipe
+        options = {
+            "batch": self.batch, "weight_decay": recipe.weight_decay, "augment": self.augment,
+            "teacher": self.teacher is not None, "smoothing": recipe.smoothing, "patience": recipe.patience,
+            "precision": "bf16" if recipe.bf16 else "fp32", "asked": recipe.epochs,
+        }  # fmt: skip
+        seconds = time.perf_counter() - self.began
+        model = self.model.cpu().to(memory_format=torch.contiguous_format).eval()
+        done = Training(
+            len(self.losses), recipe.lr, len(self.images), seconds, self.losses, self.tops, self.best_epoch, recipe.seed, options
+        )
+        return model, done
+
+    # -- an interrupted run goes on -------------------------------------------------------------------------------------
+
+    def identity(self) -> str:
+        """Names the run: recipe, images, and the weights that it starts from and learns from."""
+        digest = hashlib.sha256(repr((self.recipe, len(self.images), self.keep_best)).encode())
+        digest.update(self.images.labels.numpy().tobytes())
+        for model in (self.given, self.teacher):
+            for tensor in () if model is None else model.state_dict().values():
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def leave(self, path: Path) -> None:
+        """Write the state to a temporary name, then rename."""
+        state = {
+            "run": self.identity(), "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if isinstance(v, (int, float, bool))},
+            "generator": self.generator.get_state(), "random": torch.get_rng_state(), "losses": self.losses,
+            "tops": self.tops, "best": self.best, "seconds": time.perf_counter() - self.began,
+        }  # fmt: skip
+        with whole(path) as temporary:
+            torch.save(state, temporary)
+
+    def take_up(self, path: Path) -> None:
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            raise SlimrankError(f"{path} is damaged and cannot be gone on from; remove it to train from the start") from error
+        if not isinstance(state, dict) or state.get("run") != self.identity():
+            raise SlimrankError(
+                f"{path} is of an interrupted run with other weights, data or settings; remove it to train from the start, "
+                "or go on with the settings it was started with"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["random"])
+        self.losses, self.tops, self.best = state["losses"], state["tops"], state["best"]
+        self.began -= state["seconds"]
 
 
 def augmented(x: Tensor, augment: str, generator: torch.Generator) -> Tensor:

@@ -25,11 +25,12 @@ from ..export.to_onnx import export
 from ..files import read_json, ready, write_json, write_text
 from .checkpoint import SEEN, Checkpoint, load, save
 from .evaluation import compared, onnx_metadata
-from .finetune import check, train
+from .finetune import train
 from .head import specialize
 from .layers import ChannelMap, stays
 from .rankers import DATA_FREE, ranker
 from .ranking import scored
+from .recipe import Recipe
 from .scores import FilterScores
 from .selection import PruningPlan, runtime_block, select, uniform
 from .surgery import prune
@@ -66,6 +67,9 @@ class Options:
     seed: int = 0
     device: str = "cpu"
 
+    def recipe(self, epochs: int, lr: float) -> Recipe:
+        return Recipe(epochs, lr, augment=self.augment, seed=self.seed, device=self.device)
+
     def check(self) -> None:
         check_settings(self.providers, self.batch, self.threads)
         ranker(self.ranker)
@@ -76,7 +80,7 @@ class Options:
         if self.data is None and (self.rivals or self.head == "gather"):
             raise SlimrankError("--rivals and --head gather need images; add --data")
         if self.epochs:
-            check(self.epochs, self.lr, self.augment)
+            self.recipe(self.epochs, self.lr).check()
 
 
 def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -> "Run":
@@ -172,11 +176,7 @@ class Run:
 
     def tune(self, model: nn.Module, epochs: int, lr: float) -> tuple[nn.Module, dict[str, Any]]:
         assert self.data is not None
-        o = self.options
-        tuned, training = train(
-            model, self.train_images(), self.data.validation,
-            epochs=epochs, lr=lr, seed=o.seed, device=o.device, augment=o.augment,
-        )  # fmt: skip
+        tuned, training = train(model, self.train_images(), self.data.validation, self.options.recipe(epochs, lr))
         return tuned, training.to_dict()
 
     def original(self, indices: list[list[int]]) -> list[list[int]]:
