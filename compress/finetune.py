@@ -173,7 +173,15 @@ class _Run:
         seconds = time.perf_counter() - self.began
         model = self.model.cpu().to(memory_format=torch.contiguous_format).eval()
         done = Training(
-            len(self.losses), recipe.lr, len(self.images), seconds, self.losses, self.tops, self.best_epoch, recipe.seed, options
+            len(self.losses),
+            recipe.lr,
+            len(self.images),
+            seconds,
+            self.losses,
+            self.tops,
+            self.best_epoch,
+            recipe.seed,
+            options,
         )
         return model, done
 

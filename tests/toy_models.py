@@ -1,5 +1,6 @@
 """Small networks that hold one difficulty each."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,3 +49,39 @@ class PickingNet(nn.Module):
         else:
             a, b = x[:, :6], x[:, 6:]
         return self.classifier(F.relu(self.left(a) * self.right(b).sigmoid()).mean((2, 3)))
+
+
+def lively(model: nn.Module, images: Tensor) -> nn.Module:
+    """Scale every conv and linear layer so that its output has standard deviation 1 on these images, layer after layer in
+    one pass, and let BatchNorm's statistics be those of the images (Mishkin & Matas 2016, "All you need is a good init"):
+    random weights alone give logits that do not differ, and agreement of such logits proves nothing."""
+
+    def scale(module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        factor = 1 / out.std().clamp_min(1e-6)
+        module.weight.mul_(factor)
+        if module.bias is not None:
+            module.bias.mul_(factor)
+        return out * factor
+
+    def settle(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].transpose(0, 1).flatten(1)
+        module.running_mean.copy_(x.mean(1))
+        module.running_var.copy_(x.var(1) + 1e-3)
+        module.weight.uniform_(0.7, 1.3)
+        module.bias.uniform_(-0.3, 0.3)
+
+    for name, parameter in model.named_parameters():
+        if name.endswith("layer_scale"):  # convnext's starts at 1e-6, which would hide the block
+            parameter.data.uniform_(0.5, 1.0)
+    hooks = []
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            hooks.append(module.register_forward_hook(scale))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            hooks.append(module.register_forward_pre_hook(settle))
+    model.eval()
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return model
