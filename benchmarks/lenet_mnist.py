@@ -15,9 +15,9 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.compress.finetune import train
+from slimrank.compress.plan import PruningPlan
 from slimrank.compress.rankers import RANKERS, SPLIT
 from slimrank.compress.recipe import Recipe
-from slimrank.compress.selection import PruningPlan
 from slimrank.compress.surgery import prune
 from slimrank.compress.tracing import channel_map
 from slimrank.compress.training import fresh

@@ -44,11 +44,18 @@ def main() -> None:
     rows = Rows("zoo", args.minutes, torch=torch.__version__)
     try:
         for name in (HERE / "zoo.txt").read_text().split():
-            rows.row(name, lambda name=name: measure(name, args.data))
+            rows.row(name, lambda name=name: tried(name, args.data))
     except OutOfTime:
         print("out of time; run again to go on")
-    passed = [n for n, row in rows.value["rows"].items() if row.get("parity", 1) < 1e-4 and row["masked_sliced"] < 1e-9]
+    passed = [n for n, row in rows.value["rows"].items() if row.get("parity", 1) < 1e-4 and row.get("masked_sliced", 1) < 1e-9]
     print(f"{len(passed)} of {len(rows.value['rows'])} passed")
+
+
+def tried(name: str, spec: str) -> dict:
+    try:
+        return measure(name, spec)
+    except Exception as error:  # a crash is a result
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def measure(name: str, spec: str) -> dict:

@@ -8,6 +8,7 @@ fits it to the tensors' shapes: no tracing, no torch-pruning, no pickle, and no 
 import json
 import pickle
 import zipfile
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -279,4 +280,6 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> 
     if missing or extra:
         odd = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the network lacks"
         raise SlimrankError(f"{path} is no checkpoint of {what}: it {odd}; check --model and --model-arg")
-    model.load_state_dict(state, strict=False)
+    versioned = OrderedDict(state)
+    versioned._metadata = own._metadata  # type: ignore[attr-defined]  # some modules (mnasnet) refuse a state without version
+    model.load_state_dict(versioned, strict=False)

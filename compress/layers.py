@@ -112,6 +112,16 @@ class ChannelMap:
                 total += per_pair * n_in * int(stays(self.writes[name], gone).sum())
         return total
 
+    def params(self, model: nn.Module, gone: Tensor) -> int:
+        """Parameters (not buffers) once the units in `gone` are cut; exact."""
+        total = 0
+        for name, parameter in model.named_parameters():
+            n = parameter.numel()
+            for units in self.axes.get(name, {}).values():
+                n = n // len(units) * int(stays(units, gone).sum())
+            total += n
+        return total
+
 
 def stays(units: Tensor, gone: Tensor) -> Tensor:
     """Boolean, shaped like `units`: the channels that remain when the units in `gone` are cut."""

@@ -28,11 +28,12 @@ from .evaluation import compared, onnx_metadata
 from .finetune import train
 from .head import specialize
 from .layers import ChannelMap, stays
+from .plan import PruningPlan
 from .rankers import DATA_FREE, ranker
 from .ranking import scored
 from .recipe import Recipe
 from .scores import FilterScores
-from .selection import PruningPlan, runtime_block, select, uniform
+from .selection import runtime_block, select, uniform
 from .surgery import prune
 from .tracing import channel_map
 

@@ -6,62 +6,29 @@ uniform pruning, ordered by the ranker); scope `global` compares scores across l
 of its units. Scores in one unit (CAR and Shapley: accuracy) are taken as they are, per MAC that a unit costs where the
 budget is MACs: the least accuracy for the most MACs goes first. Others are divided by their group's mean, so that layers
 of different scale can be compared at all.
+
+With measured `costs` (costs.py) the order follows the clock: scope `layer` cuts a group the deeper, the more milliseconds
+its MACs take (share cut ~ time per MAC, which is what minimises sum(macs * share^2) at a given time), scope `global` takes
+comparable scores per millisecond. Conv layers lose whole blocks of the runtime, except where a block saves no time.
 """
 
-import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SlimrankError, near
+from .costs import Costs, unit_step
 from .layers import CONVS, ChannelMap, Group
+from .plan import PruningPlan
 from .scores import FilterScores
 
 SCOPES = ("layer", "global")
+BUDGETS = {"ratio": "share of filters removed", "macs": "share kept", "params": "share kept", "latency": "share kept"}
 NEAR = 0.02  # a budget counts as met this close below it
-
-
-@dataclass(frozen=True)
-class PruningPlan:
-    """Which units stay, per group (local numbers, rising), and what that costs. MACs are of one image, exact."""
-
-    keep: dict[str, list[int]]
-    macs_before: int
-    macs_after: int
-    budget: dict[str, float]
-    scope: str
-    ranker: str
-    widths: dict[str, list[int]] = field(default_factory=dict)  # group -> [units before, units after]
-    convs: list[str] = field(default_factory=list)  # groups of conv filters, the ones that alignment is about
-
-    def check(self, channels: ChannelMap) -> None:
-        """Raise SlimrankError unless the plan fits this network."""
-        for name, keep in self.keep.items():
-            group = channels.group(name)
-            if group.name != name or not keep or sorted(set(keep)) != list(keep):
-                raise SlimrankError(f"plan for {name}: kept units must be rising, unique and at least one")
-            if keep[0] < 0 or keep[-1] >= group.units:
-                raise SlimrankError(f"plan for {name} keeps unit {keep[-1]} of {group.units}; make it for this checkpoint")
-            lost = set(group.fixed) - set(keep)
-            if lost:
-                raise SlimrankError(f"plan for {name} drops units that must stay, as {group.why}")
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "PruningPlan":
-        return cls(**json.loads(text))
-
-    def __str__(self) -> str:
-        rows = [f"  {name:32} {a:5} -> {b:5}" for name, (a, b) in self.widths.items() if a != b]
-        share = self.macs_after / max(self.macs_before, 1)
-        head = f"{self.ranker}, {self.scope} scope: MACs {self.macs_before:,} -> {self.macs_after:,} ({share:.1%} kept)"
-        align = int(self.budget.get("align", 1))
-        odd = [name for name, (a, b) in self.widths.items() if name in self.convs and a != b and b % align]
-        note = [f"  {len(odd)} of these are no multiples of {align}: blocks alone miss the budget"] if odd else []
-        return "\n".join([head, *rows, *note])
+GRAIN = 4  # channels; other widths fall out of ONNX Runtime's blocked convolutions altogether
+DEEPER = 2.0  # where time goes, at most this times the share of MACs that plain uniform widths cut
 
 
 def select(
@@ -71,65 +38,72 @@ def select(
     *,
     ratio: float | None = None,
     macs: float | None = None,
+    params: float | None = None,
+    latency: float | None = None,
     scope: str = "layer",
     align: int = 1,
+    protect: Sequence[str] = (),
+    minimum: int = 1,
+    costs: Costs | None = None,
 ) -> PruningPlan:
-    """Choose the units to keep. Exactly one budget: `ratio`, share of units removed; `macs`, share of MACs kept.
+    """Choose the units to keep. Exactly one budget: `ratio`, share of units removed; `macs`, `params`, `latency`, share kept.
 
-    The budget is met from the small side, as near as single units allow. `align`: conv layers lose channels in blocks, so
-    that what stays is a multiple of it (ONNX Runtime pays for whole blocks); where blocks alone miss the budget by more
-    than 2 %, single units make up for it. Raises SlimrankError for budgets outside (0, 1), scores of another network, and
-    a budget below what the layers that cannot be pruned cost.
+    The budget is met from the small side, as near as single units allow; where that is further off than 2 %, the plan's
+    `note` says so. `latency` is met by the fit in `costs`; the caller measures. `align`: conv layers lose channels in
+    blocks, so that what stays is a multiple of it (ONNX Runtime pays for whole blocks); where blocks alone miss the budget
+    by more than 2 %, multiples of 4 and then single units make up for it. `protect`: layers whose groups stay whole.
+    `minimum`: units that every group keeps. Raises SlimrankError for budgets outside (0, 1), scores of another network,
+    unknown layers, and a budget below what cannot be cut costs (with the least possible).
     """
-    if (ratio is None) == (macs is None):
-        raise SlimrankError("give one budget: --ratio R (share of filters removed) or --macs F (share kept)")
-    name, value = ("ratio", ratio) if macs is None else ("macs", macs)
-    if value is None or not 0 < value < 1:
+    given = {"ratio": ratio, "macs": macs, "params": params, "latency": latency}
+    chosen = [(name, value) for name, value in given.items() if value is not None]
+    if len(chosen) != 1:
+        told = ", ".join(f"--{name} ({what})" for name, what in BUDGETS.items())
+        raise SlimrankError(f"give one budget: {told}")
+    ((name, value),) = chosen
+    if not 0 < value < 1:
         raise SlimrankError(f"--{name} is {value}, must lie strictly between 0 and 1; 0.5 halves")
     if scope not in SCOPES:
         raise SlimrankError(f"no scope {scope!r}; {near(scope, SCOPES)}")
     if align < 1:
         raise SlimrankError(f"--align is {align}, must be at least 1 channel")
-    scored = [group for group in channels.groups if group.prunable and group.name in scores.scores]
-    if not scored and any(group.prunable for group in channels.groups):
-        given = ", ".join(list(scores.scores)[:3])
-        raise SlimrankError(f"the scores are of other layers ({given}) than this checkpoint can lose; rank this checkpoint")
+    if minimum < 1:
+        raise SlimrankError(f"--min-filters is {minimum}, must be at least 1")
+    guarded = {channels.group(layer).name for layer in protect}
+    scored = [g for g in channels.groups if g.prunable and g.name in scores.scores and g.name not in guarded]
+    if not scored and any(group.prunable and group.name not in guarded for group in channels.groups):
+        named = ", ".join(list(scores.scores)[:3])
+        raise SlimrankError(f"the scores are of other layers ({named}) than this checkpoint can lose; rank this checkpoint")
     if not scored:
-        raise SlimrankError("nothing to prune: no prunable layer has scores; `slimrank inspect` says why")
+        raise SlimrankError("nothing to prune: no prunable layer has scores and is not protected; `slimrank inspect` says why")
+    cost = _currency(name, model, channels, scored, costs)
     nothing = channels.removed({})
-    units = sum(g.units for g in scored)
-
-    def cost(gone: Tensor) -> int:
-        return units - int(gone.sum()) if macs is None else channels.macs(model, gone)
-
-    def one(group: Group) -> int:
-        """What a unit of a group costs."""
-        gone = nothing.clone()
-        gone[group.offset] = True
-        return max(1, cost(nothing) - cost(gone))
-
-    steps = _order(model, scored, scores, scope, align, {group.name: one(group) for group in scored})
+    whole = cost(nothing)
+    steps = _Order(model, channels, scores, scope, align, minimum, cost, costs).steps(scored)
 
     def without(n: int) -> Tensor:
         gone = nothing.clone()
         gone[torch.cat([torch.empty(0, dtype=torch.long), *steps[:n]])] = True
         return gone
 
-    target = (value if macs is not None else 1 - value) * cost(nothing)
+    target = (value if name != "ratio" else 1 - value) * whole
     low, high = 0, len(steps)
     least = cost(without(high))
     if least > target:
-        share = least / cost(nothing)
-        limit = f"--macs of at least {share:.3f}" if macs is not None else f"--ratio of at most {1 - share:.3f}"
+        share = least / whole
+        limit = f"--ratio of at most {1 - share:.3f}" if name == "ratio" else f"--{name} of at least {share:.3f}"
+        kept = f" and {', '.join(protect)} whole" if protect else ""
+        few = "one filter" if minimum == 1 else f"{minimum} filters"
         raise SlimrankError(
-            f"--{name} {value} is out of reach: with one filter left in each layer that can be cut, the least is a {limit}"
+            f"--{name} {value} is out of reach: with {few} left in each layer that can be cut{kept}, the least is a {limit}"
         )
     while low < high:  # fewest removals that meet the target
         middle = (low + high) // 2
         low, high = (low, middle) if cost(without(middle)) <= target else (middle + 1, high)
     gone = without(low)
+    quads = [part for step in steps[:low] for part in step.split(GRAIN)] if align > 1 else []
     singles = [unit for step in steps[:low] for unit in step.split(1)]
-    for candidates in (steps[:low], singles):  # what still fits comes back, best first
+    for candidates in (steps[:low], quads, singles):  # what still fits comes back, best first
         for step in reversed(candidates):
             if cost(gone) >= (1 - NEAR) * target:
                 break
@@ -137,7 +111,26 @@ def select(
             back[step] = False
             if cost(back) <= target:
                 gone = back
-    return _plan(model, channels, scored, gone, scores.ranker, scope, {name: value, "align": align})
+    plan = _plan(model, channels, scored, gone, scores.ranker, scope, {name: value, "align": align})
+    reached = cost(gone) / whole
+    if cost(gone) < (1 - NEAR) * target:
+        reached, asked = (1 - reached, f"{value:.1%}") if name == "ratio" else (reached, f"{value:.1%}")
+        note = f"{reached:.1%} for --{name} {asked}: every filter that is gone would, put back, overshoot it"
+        return replace(plan, note=note)
+    return plan
+
+
+def _currency(
+    name: str, model: nn.Module, channels: ChannelMap, scored: list[Group], costs: Costs | None
+) -> Callable[[Tensor], float]:
+    """What the network costs without the units in `gone`, in the budget's own currency."""
+    units = sum(group.units for group in scored)
+    if name == "latency":
+        assert costs is not None, "a latency budget needs measured costs"
+        return lambda gone: costs.ms(model, channels, gone)
+    if name == "ratio":
+        return lambda gone: units - int(gone.sum())
+    return lambda gone: channels.macs(model, gone) if name == "macs" else channels.params(model, gone)
 
 
 def uniform(model: nn.Module, channels: ChannelMap, share: float) -> PruningPlan:
@@ -150,36 +143,40 @@ def runtime_block() -> int:
     return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
 
 
-def _order(
-    model: nn.Module, groups: list[Group], scores: FilterScores, scope: str, align: int, costs: dict[str, int]
-) -> list[Tensor]:
-    """Steps of removal (global unit numbers), first to go first. `costs`: of one unit of each group, in the budget's currency.
+class _Order:
+    """Steps of removal (global unit numbers), first to go first.
 
     A step is a block that leaves an aligned width, or a single unit where the width is not aligned anyway. Breaking an
     aligned width saves MACs but costs time, so these steps come last of all. Between equals, filters of a layer on its own
     go before those of a residual stream, which many layers read.
     """
-    steps: list[tuple[tuple[bool, float, int], Tensor]] = []
-    for group in groups:
-        score = torch.tensor(scores.scores[group.name], dtype=torch.float64)
+
+    def __init__(
+        self, model: nn.Module, channels: ChannelMap, scores: FilterScores, scope: str, align: int, minimum: int,
+        cost: Callable[[Tensor], float], costs: Costs | None,
+    ):  # fmt: skip
+        self.model, self.channels, self.scores, self.scope, self.align = model, channels, scores, scope, align
+        self.minimum, self.cost, self.costs = minimum, cost, costs
+        self.nothing = channels.removed({})
+
+    def steps(self, groups: list[Group]) -> list[Tensor]:
+        steps = [step for group in groups for step in self.of(group)]
+        return [units for _, units in sorted(steps, key=lambda step: step[0])]
+
+    def of(self, group: Group) -> list[tuple[tuple[bool, float, int], Tensor]]:
+        score = torch.tensor(self.scores.scores[group.name], dtype=torch.float64)
         if len(score) != group.units:
             raise SlimrankError(
                 f"scores for {group.name} count {len(score)} filters, the network has {group.units}; rank this checkpoint"
             )
         score[list(group.fixed)] = torch.inf
-        order = [unit for unit in scores.order(group.name) if unit not in group.fixed]
+        order = [unit for unit in self.scores.order(group.name) if unit not in group.fixed]
         ranked = torch.tensor([*order, *group.fixed])
-        floor = max(1, len(group.fixed), round(0.1 * group.units) if scope == "global" else 1)
+        floor = max(self.minimum, len(group.fixed), round(0.1 * group.units) if self.scope == "global" else 1)
         removable = group.units - floor
-        if scope == "layer":  # a step's key is the share of the group that is gone after it
-            key = (torch.arange(group.units, dtype=torch.float64) + 1) / group.units
-        else:
-            scale = score[torch.isfinite(score)].abs().mean().clamp_min(1e-30)
-            key = score[ranked] / scale
-            if scores.comparable:  # of what gains by going, too, the costly goes first
-                key = torch.where(score[ranked] < 0, score[ranked] * costs[group.name], score[ranked] / costs[group.name])
-        conv = isinstance(model.get_submodule(group.name), CONVS)
-        step = max(1, align // max(1, group.filters // group.units)) if conv else 1
+        key = self.key(group, score, ranked)
+        step = self.step(group)
+        steps = []
         start, broken = 0, False
         while start < removable:
             end = start + ((group.units - start) % step or step)
@@ -189,7 +186,52 @@ def _order(
             steps.append(((breaks or broken, float(key[start:end].max()), len(group.layers)), ranked[start:end] + group.offset))
             broken = broken or breaks
             start = end
-    return [units for _, units in sorted(steps, key=lambda step: step[0])]
+        return steps
+
+    def key(self, group: Group, score: Tensor, ranked: Tensor) -> Tensor:
+        """[units] in order of removal: what decides between groups."""
+        if self.scope == "layer":  # the share of the group that is gone after it
+            return (torch.arange(group.units, dtype=torch.float64) + 1) / group.units * self.shallower(group)
+        if not self.scores.comparable:
+            return score[ranked] / score[torch.isfinite(score)].abs().mean().clamp_min(1e-30)
+        cost = self.unit_ms(group) if self.costs else max(1, self.saved(self.cost, group, 1))
+        # of what gains by going, too, the costly goes first
+        return torch.where(score[ranked] < 0, score[ranked] * cost, score[ranked] / cost)
+
+    def step(self, group: Group) -> int:
+        """Units that go together: a block of the runtime, or 4 channels where the clock says that a block saves nothing."""
+        step = unit_step(self.model, group, self.align)
+        if self.costs and self.unit_ms(group) * step < 1e-4 * self.total_ms:
+            return unit_step(self.model, group, min(GRAIN, self.align))
+        return step
+
+    def shallower(self, group: Group) -> float:
+        """1 without costs; below 1 for a group whose MACs take more time than most."""
+        if not self.costs:
+            return 1.0
+        macs = self.saved(lambda gone: self.channels.macs(self.model, gone), group, 1)
+        share = macs / self.channels.macs(self.model, self.nothing)
+        return min(DEEPER, max(1 / DEEPER, share / max(1e-12, self.unit_ms(group) / self.total_ms)))
+
+    def saved(self, cost: Callable[[Tensor], float], group: Group, n: int) -> float:
+        """What the first n units of a group cost."""
+        gone = self.nothing.clone()
+        gone[group.offset : group.offset + n] = True
+        return cost(self.nothing) - cost(gone)
+
+    def unit_ms(self, group: Group) -> float:
+        """Milliseconds that a unit less saves, averaged over the last block."""
+        assert self.costs is not None
+        n = min(group.units - 1, unit_step(self.model, group, self.costs.block))
+        return max(1e-9, self.saved(self.ms, group, n) / n)
+
+    def ms(self, gone: Tensor) -> float:
+        assert self.costs is not None
+        return self.costs.ms(self.model, self.channels, gone)
+
+    @property
+    def total_ms(self) -> float:
+        return self.ms(self.nothing)
 
 
 def _plan(model, channels, groups, gone, ranker, scope, budget) -> PruningPlan:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import SlimrankError
 from .layers import CONVS, ChannelMap, masked, stays
-from .selection import PruningPlan
+from .plan import PruningPlan
 
 
 def prune(model: nn.Module, channels: ChannelMap, plan: PruningPlan, example: Tensor) -> nn.Module:

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimrank.compress import models
+from slimrank.compress.plan import PruningPlan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.influential import rank as influential
 from slimrank.compress.scores import FilterScores
-from slimrank.compress.selection import PruningPlan, select, uniform
+from slimrank.compress.selection import select, uniform
 from slimrank.compress.subspace import vote
 from slimrank.compress.surgery import prune
 from slimrank.compress.tracing import channel_map
