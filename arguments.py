@@ -68,27 +68,49 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
         made.add_argument("--download", action="store_true")
         return made
 
-    target = Parser(add_help=False)
-    target.add_argument("--batch", type=many(int), default=[1, 8, 32], help="batch sizes, comma-separated")
-    target.add_argument("--threads", type=many(int), default=[1], help="thread counts, comma-separated")
-    target.add_argument("--providers", "--provider", type=many(str), default=["cpu"], help="cpu, cuda")
+    def timing(*batches: int) -> Parser:
+        made = Parser(add_help=False)
+        shown = ",".join(map(str, batches))
+        made.add_argument("--batch", type=many(int), default=list(batches), help=f"batch sizes (default {shown})")
+        made.add_argument("--threads", type=many(int), default=[1], help="thread counts, comma-separated")
+        made.add_argument("--providers", "--provider", type=many(str), default=["cpu"], help="cpu, cuda")
+        return made
+
+    target = timing(1, 8, 32)
 
     budget = Parser(add_help=False)
     budget.add_argument("--ranker", default=None, help=f"default l1; {RANKERS}")
     budget.add_argument("--ratio", type=float, help="share of filters to remove, between 0 and 1")
     budget.add_argument("--macs", type=float, help="share of MACs to keep, between 0 and 1")
+    budget.add_argument("--params", type=float, help="share of parameters to keep")
+    budget.add_argument(
+        "--latency",
+        type=float,
+        help="share of the time in ONNX Runtime to keep, measured at --batch (mean) and --threads",
+    )
+    budget.add_argument(
+        "--max-drop",
+        type=float,
+        help="largest cut whose validation top-1, after --epochs, falls no more (0.01: one point)",
+    )
     budget.add_argument(
         "--scope", default="layer", help="layer (default): uniform shares; global: scores compared across layers"
     )
     budget.add_argument(
         "--align", type=int, help="keep conv widths at multiples of this (default: ONNX Runtime's block; 1: off)"
     )
+    budget.add_argument("--timed", action="store_true", help="time every layer first and cut where time goes; --latency always")
+    budget.add_argument("--protect", action="append", default=[], metavar="LAYER", help="leave this layer whole (repeatable)")
+    budget.add_argument("--min-filters", type=int, default=1, help="filters that every layer keeps (default 1)")
 
     def training(epochs: int, lr: float) -> Parser:
         made = Parser(add_help=False)
         made.add_argument("--epochs", type=int, default=epochs, help=f"passes over the training images (default {epochs})")
         made.add_argument("--lr", type=float, default=lr, help=f"highest learning rate, SGD (default {lr})")
         made.add_argument("--augment", help="none, shift, shift+flip (default: flip for colour images only)")
+        made.add_argument("--label-smoothing", type=float, default=0.0, help="0.1 is usual (default 0)")
+        made.add_argument("--patience", type=int, help="stop after so many epochs without a better validation top-1")
+        made.add_argument("--precision", default="auto", help="auto (bf16 where the hardware has it), fp32, bf16")
         return made
 
     subspaces = Parser(add_help=False)
@@ -112,7 +134,8 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     writes(verb("demo"), "folder for the results (default: demo)", "demo")
     made = writes(verb("train", model, data(True), training(20, 0.1)), "slim checkpoint to write")
     made.add_argument("--from", dest="start", type=Path, metavar="CKPT", help="start from this checkpoint")
-    reads(verb("inspect", model))
+    made = reads(verb("inspect", model, timing(1)))
+    made.add_argument("--time", action="store_true", help="time of every layer in ONNX Runtime, and what less of it would save")
     made = reads(verb("evaluate", model, data(True), target), "checkpoint or .onnx file")
     made.add_argument("--split", default="test", choices=["train", "validation", "test"])
     made = writes(reads(verb("rank", model, data(False))), "scores file to write (.json); the chart goes beside it")
@@ -137,11 +160,16 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made.add_argument("scores", type=Path, nargs=2, help="scores files of `rank`")
     made.add_argument("--top", type=int, default=5, help="how many best filters to compare (default 5)")
     made.add_argument("--out", "-o", type=Path, help="bar charts side by side (.svg)")
-    made = writes(reads(verb("prune", model, data(False), budget)), "slim checkpoint to write")
+    made = writes(reads(verb("sensitivity", model, data(True))), "scores file to write (.json); the figure goes beside it")
+    made.add_argument("--ranker", default="l1", help=f"whose order filters go in (default l1); {RANKERS}")
+    made.add_argument("--layer", action="append", help="only this layer's group (repeatable)")
+    made = writes(reads(verb("prune", model, data(False), budget, timing(1), training(0, 0.02))), "slim checkpoint to write")
+    made.add_argument("--recalibrate", action="store_true", help="BatchNorm's statistics anew, on training images")
     made.add_argument("--scores", type=Path, help="scores file of `rank`, instead of --ranker")
     made = writes(reads(verb("finetune", model, data(True), training(5, 0.02))), "slim checkpoint to write")
     made.add_argument("--teacher", type=Path, help="checkpoint to distil from")
     made.add_argument("--teacher-model", metavar="NAME", help="its network, for a foreign checkpoint")
+    made.add_argument("--teacher-share", type=float, default=0.5, help="of the loss (default 0.5)")
     made = writes(reads(verb("specialize", model, data(True), target, subspaces)), "slim checkpoint to write")
     made.add_argument("--layout", default="auto", help="auto (default), dense, gather")
     writes(reads(verb("export", model, data(False))), "ONNX file to write")
@@ -158,5 +186,8 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
         reads(verb("compress", model, data(False), budget, training(5, 0.02), subspaces, target)), "folder for the results"
     )
     made.add_argument("--head", default="auto", help="auto (default: subspaces where they are faster), linear, gather")
+    made.add_argument("--steps", type=int, default=1, help="rank, cut and recover so many times (default 1: one-shot)")
+    made.add_argument("--recover", type=int, default=1, help="epochs between steps (default 1)")
+    made.add_argument("--distill", action="store_true", help="fine-tune with the input checkpoint as teacher")
     made.add_argument("--rivals", action="store_true", help="also train the dense model and a random cut equally long")
     return top

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from slimrank.arguments import parser
@@ -17,8 +18,8 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     output(args.out, ".safetensors", getattr(args, "checkpoint", None))
     made, result = training.from_scratch_or_checkpoint(
-        args.model, args.model_arg, args.start, reading(args), opener(args),
-        epochs=args.epochs, lr=args.lr, seed=args.seed, device=args.device, augment=args.augment, size=args.size,
+        args.model, args.model_arg, args.start, reading(args), opener(args), recipe(args),
+        size=args.size, progress=part(args.out),
     )  # fmt: skip
     training.save(made, args.out)
     return {**result, "out": str(args.out)}, f"{result['says']}\nwritten: {args.out}"
@@ -28,7 +29,7 @@ def inspect(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """layers, filter groups, what can be pruned, what not and why"""
     from slimrank.compress.inspection import inspect
 
-    found = inspect(checkpoint(args))
+    found = inspect(checkpoint(args), timed=args.time, batches=tuple(args.batch), threads=args.threads[0])
     return found.to_dict(), str(found)
 
 
@@ -72,15 +73,32 @@ def compare_ranks(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def prune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """cut the filters that matter least, to a budget"""
     from slimrank.compress import ranking
+    from slimrank.compress.cutting import Cut
     from slimrank.files import output
 
     output(args.out, ".safetensors", args.checkpoint)
+    cut = Cut(
+        args.ratio, args.macs, args.params, args.latency, args.max_drop, args.scope, args.align, tuple(args.protect),
+        args.min_filters, args.timed, tuple(args.batch), args.threads[0], args.providers[0],
+    )  # fmt: skip
     result = ranking.prune(
-        checkpoint(args), args.out, opener(args) if args.data else None,
-        ranker=args.ranker, scores=args.scores, ratio=args.ratio, macs=args.macs, scope=args.scope, align=args.align,
-        seed=args.seed,
+        checkpoint(args), args.out, opener(args) if args.data else None, cut, recipe(args),
+        ranker=args.ranker, scores=args.scores, recalibrated=args.recalibrate, say=say,
     )  # fmt: skip
     return result, f"{result['table']}\nwritten: {args.out}"
+
+
+def sensitivity(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """accuracy of every layer against its own ratio, before fine-tuning; a scores file for --scope global, and a figure"""
+    from slimrank.compress import ranking
+    from slimrank.compress.sensitivity import table
+    from slimrank.files import output
+
+    output(args.out, ".json")
+    scores, chart = ranking.measured_sensitivity(
+        checkpoint(args), opener(args), args.out, ranker=args.ranker, layers=args.layer, seed=args.seed, device=args.device
+    )
+    return {**scores.to_dict(), "out": str(args.out), "chart": str(chart)}, f"{table(scores)}\nwritten: {args.out}, {chart}"
 
 
 def finetune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -91,10 +109,7 @@ def finetune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     output(args.out, ".safetensors", getattr(args, "checkpoint", None))
     teacher = load(args.teacher, name=args.teacher_model, size=args.size) if args.teacher else None
-    made, result = training.finetune(
-        checkpoint(args), opener(args), teacher,
-        epochs=args.epochs, lr=args.lr, seed=args.seed, device=args.device, augment=args.augment,
-    )  # fmt: skip
+    made, result = training.finetune(checkpoint(args), opener(args), teacher, recipe(args), progress=part(args.out))
     training.save(made, args.out)
     return {**result, "out": str(args.out)}, f"{result['says']}\nwritten: {args.out}"
 
@@ -151,10 +166,12 @@ def compress(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     options = Options(
         data=args.data, validation=args.validation, limit=args.limit, download=args.download, ranker=args.ranker or "l1",
-        ratio=args.ratio, macs=args.macs, scope=args.scope, align=args.align, epochs=args.epochs, lr=args.lr,
-        augment=args.augment, head=args.head, k1=args.k1, k2=args.k2, batch=tuple(args.batch),
-        threads=tuple(args.threads), providers=tuple(args.providers), rivals=args.rivals, seed=args.seed,
-        device=args.device,
+        ratio=args.ratio, macs=args.macs, params=args.params, latency=args.latency, max_drop=args.max_drop, scope=args.scope,
+        align=args.align, protect=tuple(args.protect), min_filters=args.min_filters, timed=args.timed, steps=args.steps,
+        recover=args.recover, epochs=args.epochs, lr=args.lr, augment=args.augment, label_smoothing=args.label_smoothing,
+        patience=args.patience, precision=args.precision, distill=args.distill, head=args.head, k1=args.k1, k2=args.k2,
+        batch=tuple(args.batch), threads=tuple(args.threads), providers=tuple(args.providers), rivals=args.rivals,
+        seed=args.seed, device=args.device,
     )  # fmt: skip
     return finish(start(args.checkpoint, args.out, options, **reading(args)))
 
@@ -176,6 +193,20 @@ def finish(run: Any) -> tuple[dict[str, Any], str]:
         f"ONNX bytes {report['baseline']['bytes']:,} -> {report['compressed']['bytes']:,}\n"
         f"written: {run.out / 'slim.safetensors'}, model.onnx, report.json, report.html"
     )
+
+
+def recipe(args: argparse.Namespace) -> Any:
+    from slimrank.compress.recipe import Recipe
+
+    return Recipe(
+        args.epochs, args.lr, augment=args.augment, smoothing=args.label_smoothing, patience=args.patience,
+        precision=args.precision, seed=args.seed, device=args.device, teacher_share=getattr(args, "teacher_share", 0.5),
+    )  # fmt: skip
+
+
+def part(out: Path) -> Path:
+    """Where training keeps what it has reached, to go on from."""
+    return out.with_name(f"{out.name}.part")
 
 
 def say(line: str) -> None:
@@ -209,8 +240,8 @@ def opener(args: argparse.Namespace) -> Callable[[Any], Any]:
 
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo, "train": train, "inspect": inspect, "evaluate": evaluate, "rank": rank, "compare-ranks": compare_ranks,
-    "prune": prune, "finetune": finetune, "specialize": specialize, "export": export, "bench": bench,
-    "bench-head": bench_head, "compress": compress,
+    "sensitivity": sensitivity, "prune": prune, "finetune": finetune, "specialize": specialize, "export": export,
+    "bench": bench, "bench-head": bench_head, "compress": compress,
 }  # fmt: skip
 
 
@@ -228,7 +259,8 @@ def main(argv: list[str] | None = None) -> int:
         say("error: " + " ".join(str(error).split()))
         return 1
     except KeyboardInterrupt:
-        again = f"; `slimrank {args.verb}` goes on when run again" if args.verb in ("compress", "demo") else ""
+        goes_on = ("compress", "demo", "train", "finetune")
+        again = f"; `slimrank {args.verb}` goes on when run again" if args.verb in goes_on else ""
         say(f"error: interrupted{again}")
         return 130
     except BrokenPipeError:

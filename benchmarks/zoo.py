@@ -6,7 +6,8 @@ Each network of zoo.txt, 200 classes, weights scaled on real images so that its 
 hand): a plain .pt -> `prune --ranker l1 --macs 0.5` (which inspects and ranks) -> slim checkpoint -> in a fresh process
 `export`, which loads it, writes ONNX and compares it with PyTorch on 64 test images in ONNX Runtime. `masked_sliced` is the
 largest difference between masked and sliced logits in float64 over the logits' spread; `parity` the same between ONNX
-Runtime and PyTorch in float32 (limit 1e-4); `moved` is how far the cut itself moved them (were it 0, nothing would be shown). `pinned`: groups that cannot be cut, by reason. Rows are saved as they come.
+Runtime and PyTorch in float32 (limit 1e-4); `moved` is how far the cut itself moved them (were it 0, nothing would be
+shown). `pinned`: groups that cannot be cut, by reason. Rows are saved as they come.
 """
 
 import argparse

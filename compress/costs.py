@@ -10,7 +10,8 @@ widths; what is reported and what budgets are held to is measured afresh.
 """
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,59 +26,78 @@ from .layers import CONVS, ChannelMap, Group, stays
 from .surgery import cut
 
 COPIES = 6
+GRAIN = 4  # channels; other widths fall out of ONNX Runtime's blocked convolutions altogether
 
 
 @dataclass(frozen=True)
 class Costs:
-    """`terms[layer]`: a, b, c, d above, in ms for `batch` images on `threads` threads. `measured[layer]`: the whole network's
-    own times. `error`: how far the fit's total was off, at worst, on the copies it was made from (share of the total)."""
+    """`terms[layer]`: a, b, c, d above, in shares of the whole network's time, averaged over the batch sizes.
 
-    terms: dict[str, tuple[float, float, float, float]]
-    measured: dict[str, float]
+    `measured[batch][layer]`: the whole network's own milliseconds on `threads` threads. `error`: how far the fit was off, at
+    worst, on the copies that it was made from (share of their time).
+    """
+
+    terms: dict[str, tuple[float, ...]]
+    measured: dict[int, dict[str, float]]
     block: int
-    batch: int
     threads: int
     error: float
 
     def layers(self, model: nn.Module, channels: ChannelMap, gone: Tensor) -> dict[str, float]:
-        """Milliseconds of each layer once the units in `gone` ([all units], boolean) are cut."""
+        """Each layer's share of the whole network's time once the units in `gone` ([all units], boolean) are cut."""
         found = {}
         for name, (a, b, c, d) in self.terms.items():
             n_in, n_out = _channels(model, channels, name, gone, self.block)
             found[name] = a + b * n_in * n_out + c * n_in + d * n_out
         return found
 
-    def ms(self, model: nn.Module, channels: ChannelMap, gone: Tensor) -> float:
+    def share(self, model: nn.Module, channels: ChannelMap, gone: Tensor) -> float:
+        """Time without the units in `gone`; about 1 where nothing is gone."""
         return sum(self.layers(model, channels, gone).values())
+
+    def saving(self, model: nn.Module, channels: ChannelMap, group: Group) -> float:
+        """Share of the time that one unit less saves, averaged over the last block (a unit alone may save nothing)."""
+        step = unit_step(model, group, self.block)
+        n = max(1, min(group.units - 1, step if group.units > step else group.units // 2))
+        gone = channels.removed({})
+        whole = self.share(model, channels, gone)
+        gone[group.offset : group.offset + n] = True
+        return max(1e-12, (whole - self.share(model, channels, gone)) / n)
 
 
 def measure(
-    model: nn.Module, channels: ChannelMap, example: Tensor, *, block: int, batch: int = 1, threads: int = 1, seed: int = 0
-) -> Costs:
-    """Profile `model` and COPIES copies of random widths; takes an export and about a second for each.
+    model: nn.Module, channels: ChannelMap, example: Tensor,
+    *, block: int, batches: Sequence[int] = (1,), threads: int = 1, seed: int = 0,
+) -> Costs:  # fmt: skip
+    """Profile `model` and COPIES copies of random widths; takes an export of each, and a second for each batch size.
 
     Raises SlimrankError where the exporter or ONNX Runtime refuses the model.
     """
     cuts = [channels.removed({}), *_random(model, channels, block, torch.Generator().manual_seed(seed))]
-    times, widths = [], []
+    times: list[dict[int, dict[str, float]]] = []
+    widths = []
     with tempfile.TemporaryDirectory() as folder:
         for gone in tqdm(cuts, desc="time of layers", leave=False, disable=None):
             copy = cut(model, channels, gone)
             path = export(copy, example, Path(folder) / "copy.onnx", {})
-            times.append(by_layer(copy, channels, path, batch, threads))
+            times.append({batch: by_layer(copy, channels, path, batch, threads) for batch in batches})
             widths.append({name: _channels(model, channels, name, gone, block) for name in channels.positions})
-    terms = {}
+    whole = {batch: sum(layers.values()) for batch, layers in times[0].items()}
+    shares = [
+        {name: sum(t[b].get(name, 0.0) / whole[b] for b in batches) / len(batches) for name in channels.positions}
+        for t in times
+    ]
+    terms: dict[str, tuple[float, ...]] = {}
     for name in channels.positions:
         rows = np.array([[1, i * o, i, o] for i, o in (w[name] for w in widths)], float)
         scale = rows.max(0).clip(1e-12)
-        target = np.array([t.get(name, 0.0) for t in times])
+        target = np.array([share[name] for share in shares])
         weights = 1 / (target + 0.05 * target.max() + 1e-9)  # relative errors count, not only the widest copy's
         fit, _ = nnls(rows / scale * weights[:, None], target * weights)
         terms[name] = tuple(float(v) for v in fit / scale)
-    made = Costs(terms, times[0], block, batch, threads, 0.0)
-    totals = [(made.ms(model, channels, gone), sum(t.values())) for gone, t in zip(cuts, times, strict=True)]
-    error = max(abs(fitted - real) / real for fitted, real in totals)
-    return Costs(terms, times[0], block, batch, threads, error)
+    made = Costs(terms, times[0], block, threads, 0.0)
+    totals = [(made.share(model, channels, gone), sum(share.values())) for gone, share in zip(cuts, shares, strict=True)]
+    return replace(made, error=max(abs(fitted - real) / real for fitted, real in totals))
 
 
 def by_layer(model: nn.Module, channels: ChannelMap, path: Path, batch: int, threads: int) -> dict[str, float]:
@@ -115,6 +135,8 @@ def _random(model: nn.Module, channels: ChannelMap, block: int, generator: torch
         if not group.prunable:
             continue
         step = unit_step(model, group, block)
+        if group.units < 3 * step:  # few blocks: what lies within them matters
+            step = unit_step(model, group, min(block, GRAIN))
         free = [u for u in range(group.units) if u not in group.fixed]
         for place, cut_at in enumerate(torch.randperm(COPIES, generator=generator).tolist()):
             share = 0.25 + 0.75 * place / (COPIES - 1)

@@ -24,16 +24,20 @@ from ..evaluate.report import html
 from ..export.to_onnx import export
 from ..files import read_json, ready, write_json, write_text
 from .checkpoint import SEEN, Checkpoint, load, save
+from .costs import Costs
+from .cutting import Cut, within_drop
+from .cutting import plan as planned
 from .evaluation import compared, onnx_metadata
 from .finetune import train
 from .head import specialize
 from .layers import ChannelMap, stays
 from .plan import PruningPlan
 from .rankers import DATA_FREE, ranker
-from .ranking import scored
+from .ranking import calibration, scored
+from .recalibrate import recalibrate
 from .recipe import Recipe
 from .scores import FilterScores
-from .selection import runtime_block, select, uniform
+from .selection import uniform
 from .surgery import prune
 from .tracing import channel_map
 
@@ -52,11 +56,23 @@ class Options:
     ranker: str = "l1"
     ratio: float | None = None
     macs: float | None = None
+    params: float | None = None
+    latency: float | None = None
+    max_drop: float | None = None
     scope: str = "layer"
     align: int | None = None
+    protect: tuple[str, ...] = ()
+    min_filters: int = 1
+    timed: bool = False
+    steps: int = 1
+    recover: int = 1  # epochs between steps
     epochs: int = 5
     lr: float = 0.02
     augment: str | None = None
+    label_smoothing: float = 0.0
+    patience: int | None = None
+    precision: str = "auto"
+    distill: bool = False
     head: str = "auto"
     k1: int | None = None
     k2: int | None = None
@@ -69,19 +85,36 @@ class Options:
     device: str = "cpu"
 
     def recipe(self, epochs: int, lr: float) -> Recipe:
-        return Recipe(epochs, lr, augment=self.augment, seed=self.seed, device=self.device)
+        return Recipe(
+            epochs, lr, augment=self.augment, smoothing=self.label_smoothing, patience=self.patience,
+            precision=self.precision, seed=self.seed, device=self.device,
+        )  # fmt: skip
+
+    @property
+    def cut(self) -> Cut:
+        """The budget asked for; half of the MACs where none is."""
+        none = all(v is None for v in (self.ratio, self.macs, self.params, self.latency, self.max_drop))
+        return Cut(
+            self.ratio, 0.5 if none else self.macs, self.params, self.latency, self.max_drop, self.scope, self.align,
+            self.protect, self.min_filters, self.timed, self.batch, self.threads[0], self.providers[0],
+        )  # fmt: skip
 
     def check(self) -> None:
         check_settings(self.providers, self.batch, self.threads)
+        self.cut.check()
         ranker(self.ranker)
+        if self.steps < 1 or self.recover < 0:
+            raise SlimrankError(f"--steps is {self.steps}, --recover {self.recover}; at least 1 step, 0 epochs")
+        self.cut.step(0, self.steps)
+        if self.data is None and (self.max_drop is not None or self.steps > 1 or self.distill):
+            raise SlimrankError("--max-drop, --steps and --distill need images; add --data")
         if self.head not in HEADS:
             raise SlimrankError(f"no head {self.head!r}; {near(self.head, HEADS)}")
         if self.data is None and self.ranker not in DATA_FREE:
             raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
         if self.data is None and (self.rivals or self.head == "gather"):
             raise SlimrankError("--rivals and --head gather need images; add --data")
-        if self.epochs:
-            self.recipe(self.epochs, self.lr).check()
+        self.recipe(max(1, self.epochs) if self.epochs >= 0 else self.epochs, self.lr).check()
 
 
 def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -> "Run":
@@ -127,9 +160,11 @@ class Run:
                 download=options.download,
             )  # fmt: skip
             self.input = checkpoint.with_classes(self.data)
+        self.costs: Costs | None = None
+        self.say: Callable[[str], None] = lambda line: None
         self.seen = None if self.data is None else self.input.validation_seen(self.data)
         self.classes = self.input.outputs()
-        channels, _ = self.plan(None)  # a budget that cannot be met shows now, not after an hour
+        channels = self.least()
         head = self.input.model.get_submodule(channels.classifier)
         for name, k in (("k1", options.k1), ("k2", options.k2)):
             if k is not None and not 1 <= k <= getattr(head, "in_features", k):
@@ -139,6 +174,7 @@ class Run:
         """Run what is left; returns the report (also report.json and report.html in DIR)."""
         if self.data is not None and self.seen is not False and self.data.validation_from.startswith("train"):
             say(SEEN)
+        self.say = say
         stages = [self.baseline, self.rank, self.prune, self.finetune, self.rivals, self.specialize, self.export, self.bench]
         for stage in stages:
             name = stage.__name__
@@ -175,9 +211,15 @@ class Run:
         assert self.data is not None
         return self.data.split("train")
 
-    def tune(self, model: nn.Module, epochs: int, lr: float) -> tuple[nn.Module, dict[str, Any]]:
+    def tune(
+        self, model: nn.Module, epochs: int, lr: float, *, taught: bool = False, progress: str | None = None
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """Fine-tune as the options say; `taught`: with the input as teacher; `progress`: goes on where it was stopped."""
         assert self.data is not None
-        tuned, training = train(model, self.train_images(), self.data.validation, self.options.recipe(epochs, lr))
+        tuned, training = train(
+            model, self.train_images(), self.data.validation, self.options.recipe(epochs, lr),
+            teacher=self.input.model if taught else None, progress=None if progress is None else self.at(progress),
+        )  # fmt: skip
         return tuned, training.to_dict()
 
     def original(self, indices: list[list[int]]) -> list[list[int]]:
@@ -204,26 +246,68 @@ class Run:
         scores.save(self.at("scores.json"))
         return {"ranker": o.ranker, "scores": scores.scores, "says": f"{o.ranker}: {len(scores.scores)} filter groups"}
 
-    def plan(self, ranked: FilterScores | None) -> tuple[ChannelMap, PruningPlan]:
-        """The cut that the options ask for, with these scores (None: all equal)."""
-        o = self.options
+    def least(self) -> ChannelMap:
+        """The input's channels; a budget that cannot be met shows now, not after an hour."""
         channels = channel_map(self.input.model, self.input.example())
-        ranked = FilterScores.flat("none", channels) if ranked is None else ranked
-        macs = 0.5 if o.macs is None and o.ratio is None else o.macs
-        align = runtime_block() if o.align is None else o.align
-        return channels, select(self.input.model, channels, ranked, ratio=o.ratio, macs=macs, scope=o.scope, align=align)
+        cut = self.options.cut
+        probe = cut if cut.max_drop is None and cut.latency is None else replace(cut, max_drop=None, latency=None, macs=0.9)
+        probe = replace(probe, timed=False)
+        planned(self.input.model, channels, FilterScores.flat("none", channels), probe, self.input.example())
+        return channels
+
+    def smaller(self, model: nn.Module, ranked: FilterScores, cut: Cut) -> tuple[PruningPlan, nn.Module]:
+        """Cut, and BatchNorm's statistics taken anew where there are images."""
+        example = self.input.example(2)
+        channels = channel_map(model, example[:1])
+        if self.costs is None:  # of the input; a step's network is near enough
+            self.costs = cut.costs(model, channels, example)
+        plan = planned(model, channels, ranked, cut, example, self.costs)
+        made = prune(model, channels, plan, example)
+        return plan, made if self.data is None else recalibrate(made, calibration(self.data, self.options.seed))
 
     def prune(self) -> dict[str, Any]:
-        channels, plan = self.plan(FilterScores.load(self.at("scores.json")))
-        model = prune(self.input.model, channels, plan, self.input.example(2))
-        step = {"step": "prune", "ranker": plan.ranker, "budget": plan.budget, "scope": plan.scope, "widths": plan.widths}
-        save(self.input.then(model, **step), self.at("pruned.safetensors"))
+        o, ranked = self.options, FilterScores.load(self.at("scores.json"))
+        cut = o.cut
+        trials: list[list[float]] = []
+        if cut.max_drop is not None:
+            cut, trials = self.search(ranked, cut)
+        model, before = self.input.model, count(self.input.model, self.input.preprocessing.shape).macs
+        keep: dict[str, list[int]] = {}
+        for number in range(o.steps):
+            done = self.at(f"step-{number + 1}.safetensors")
+            if number:
+                ranked = scored(replace(self.input, model=model), o.ranker, self.data, seed=o.seed)
+            plan, model = self.smaller(model, ranked, cut.step(number, o.steps))
+            if number + 1 < o.steps and o.recover:
+                model, _ = self.tune(model, o.recover, o.lr, taught=o.distill, progress=f"{done.stem}.part")
+            keep = {name: [keep[name][i] for i in kept] if name in keep else kept for name, kept in plan.keep.items()}
+        first = channel_map(self.input.model, self.input.example())
+        widths = {name: [first.group(name).units, len(kept)] for name, kept in keep.items()}
+        step = {"step": "prune", "ranker": plan.ranker, "budget": plan.budget, "scope": plan.scope, "widths": widths}
+        save(self.input.then(model, **step, steps=o.steps), self.at("pruned.safetensors"))
         top1 = self.top1(model)
+        note = f" ({plan.note})" if plan.note else ""
+        rounds = "" if o.steps == 1 else f" in {o.steps} steps"
         return {
-            "budget": plan.budget, "scope": plan.scope, "keep": plan.keep, "widths": plan.widths,
-            "macs_before": plan.macs_before, "macs_after": plan.macs_after, "top1": top1,
-            "says": f"{plan.macs_after / plan.macs_before:.1%} of the MACs kept{_top1(top1)} before fine-tuning",
+            "budget": plan.budget, "scope": plan.scope, "keep": keep, "widths": widths, "steps": o.steps, "trials": trials,
+            "macs_before": before, "macs_after": plan.macs_after, "top1": top1, "note": plan.note,
+            "says": f"{plan.macs_after / before:.1%} of the MACs kept{rounds}{_top1(top1)} before fine-tuning{note}",
         }  # fmt: skip
+
+    def search(self, ranked: FilterScores, cut: Cut) -> tuple[Cut, list[list[float]]]:
+        """The largest cut within --max-drop; every trial is fine-tuned as the result will be."""
+        assert self.data is not None
+        judge, o = self.data.split("validation"), self.options
+        top1 = accuracy(predictor(self.input.model), judge.batches(), self.classes).top1
+
+        def trial(cut: Cut) -> float:
+            _, made = self.smaller(self.input.model, ranked, cut)
+            if o.epochs:
+                made, _ = self.tune(made, o.epochs, o.lr, taught=o.distill, progress="trial.part")
+            return accuracy(predictor(made), judge.batches(), self.classes).top1
+
+        self.at("trial.part").unlink(missing_ok=True)
+        return within_drop(cut, trial, top1, self.say)
 
     def finetune(self) -> dict[str, Any]:
         pruned = load_own(self.at("pruned.safetensors"), self.input)
@@ -231,7 +315,8 @@ class Run:
             save(pruned, self.at("finetuned.safetensors"))
             why = "no data" if self.data is None else "--epochs 0"
             return {"top1": None, "training": None, "says": f"left out: {why}"}
-        model, training = self.tune(pruned.model, self.options.epochs, self.options.lr)
+        o = self.options
+        model, training = self.tune(pruned.model, o.epochs, o.lr, taught=o.distill, progress="finetune.part")
         step = {"step": "finetune", "epochs": self.options.epochs, "lr": self.options.lr}
         save(pruned.then(model, **step), self.at("finetuned.safetensors"))
         top1 = self.top1(model)
@@ -246,12 +331,15 @@ class Run:
         assert self.data is not None
         epochs = max(1, o.epochs)
         rows.append(self.rival("dense model, fine-tuned equally long", *self.tune(self.input.model, epochs, o.lr), timed=False))
-        channels, _ = self.plan(FilterScores.load(self.at("scores.json")))
+        channels = channel_map(self.input.model, self.input.example())
         scores = ranker("random")(self.input.model, channels, None, classes=self.classes, seed=o.seed)
-        model = prune(self.input.model, channels, self.plan(scores)[1], self.input.example(2))
+        done = self.result("prune") or {}
+        cut = replace(
+            o.cut, ratio=None, params=None, latency=None, max_drop=None, macs=done["macs_after"] / done["macs_before"]
+        )
+        model = self.smaller(self.input.model, scores, cut)[1]
         rows.append(self.rival("random filters, same budget, fine-tuned equally long", *self.tune(model, epochs, o.lr)))
         if o.scratch_epochs:
-            done = self.result("prune") or {}
             plan = uniform(self.input.model, channels, done["macs_after"] / done["macs_before"])
             model = prune(self.input.model, channels, plan, self.input.example(2))
             torch.manual_seed(o.seed)

@@ -46,6 +46,6 @@ class PruningPlan:
         head = f"{self.ranker}, {self.scope} scope: MACs {self.macs_before:,} -> {self.macs_after:,} ({share:.1%} kept)"
         align = int(self.budget.get("align", 1))
         odd = [name for name, (a, b) in self.widths.items() if name in self.convs and a != b and b % align]
-        note = [f"  {len(odd)} of these are no multiples of {align}: blocks alone miss the budget"] if odd else []
+        note = [f"  {len(odd)} of these widths are no multiples of {align}"] if odd else []
         note += [f"  {self.note}"] if self.note else []
         return "\n".join([head, *rows, *note])

@@ -7,18 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import SlimrankError
 from ..evaluate.accuracy import accuracy, predictor
-from ..evaluate.data import Data, Preprocessing
+from ..evaluate.data import Batches, Data, Preprocessing
 from ..evaluate.macs import count
-from ..evaluate.plots import bars
+from ..evaluate.plots import bars, curves
 from ..files import ready, write_text
+from . import surgery
 from .checkpoint import Checkpoint, save
+from .costs import Costs
+from .cutting import Cut, within_drop
+from .cutting import plan as planned
+from .finetune import train
+from .plan import PruningPlan
 from .rankers import DATA_FREE, ENOUGH, OPTIONS, SPLIT, ranker
+from .recalibrate import IMAGES, recalibrate
+from .recipe import Recipe
 from .scores import FilterScores
-from .selection import runtime_block, select
-from .surgery import prune as cut
+from .sensitivity import sensitivity
 from .tracing import channel_map
 
 Opener = Callable[[Preprocessing], Data]
@@ -77,25 +85,58 @@ def rank(
 
 
 def prune(
-    checkpoint: Checkpoint, out: Path, opener: Opener | None,
-    *, ranker: str | None, scores: Path | None, ratio: float | None, macs: float | None, scope: str, align: int | None,
-    seed: int,
+    checkpoint: Checkpoint, out: Path, opener: Opener | None, cut: Cut, recipe: Recipe,
+    *, ranker: str | None, scores: Path | None, recalibrated: bool = False, say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Cut to a budget and write the slim checkpoint; with data, test accuracy before and after."""
+    """Cut to a budget and write the slim checkpoint; with data, test accuracy before and after.
+
+    `recipe.epochs` 0: the network as cut. More (only with `max_drop`): every trial and the result are fine-tuned so long.
+    `recalibrated`: BatchNorm's statistics anew, on training images.
+    """
     ready(out)
+    cut.check()
     if ranker and scores:
         raise SlimrankError("give --ranker or --scores, not both")
+    if opener is None and (cut.max_drop is not None or recalibrated):
+        raise SlimrankError("--max-drop and --recalibrate need images; add --data")
+    if recipe.epochs and cut.max_drop is None:
+        raise SlimrankError("--epochs belongs to --max-drop here; fine-tune the pruned checkpoint with `slimrank finetune`")
+    if recipe.epochs:
+        recipe.check()
     data = None
     if opener is not None:
         data = opener(checkpoint.preprocessing)
         checkpoint = checkpoint.with_classes(data)
-    channels = channel_map(checkpoint.model, checkpoint.example())
-    ranked = FilterScores.load(scores) if scores else scored(checkpoint, ranker or "l1", data, seed=seed)
-    align = runtime_block() if align is None else align
-    plan = select(checkpoint.model, channels, ranked, ratio=ratio, macs=macs, scope=scope, align=align)
-    smaller = cut(checkpoint.model, channels, plan, checkpoint.example(2))
-    step = {"step": "prune", "ranker": plan.ranker, "budget": plan.budget, "scope": scope, "widths": plan.widths}
-    made = checkpoint.then(smaller, **step)
+    example = checkpoint.example(2)
+    channels = channel_map(checkpoint.model, example[:1])
+    ranked = FilterScores.load(scores) if scores else scored(checkpoint, ranker or "l1", data, seed=recipe.seed)
+
+    def sliced(cut: Cut, costs: Costs | None) -> tuple[PruningPlan, nn.Module]:
+        plan = planned(checkpoint.model, channels, ranked, cut, example, costs)
+        smaller = surgery.prune(checkpoint.model, channels, plan, example)
+        return plan, recalibrate(smaller, calibration(data, recipe.seed)) if recalibrated and data is not None else smaller
+
+    trials: list[list[float]] = []
+    tuned: dict[float, nn.Module] = {}
+    costs = None
+    if cut.max_drop is not None:
+        assert data is not None
+        costs = cut.costs(checkpoint.model, channels, example)
+        judge = data.split("validation")
+        top1 = accuracy(predictor(checkpoint.model), judge.batches(), len(data.classes)).top1
+
+        def trial(cut: Cut) -> float:
+            smaller = sliced(cut, costs)[1]
+            if recipe.epochs:
+                smaller, _ = train(smaller, data.split("train"), judge, recipe)
+            tuned[cut.macs or 0.0] = smaller
+            return accuracy(predictor(smaller), judge.batches(), len(data.classes)).top1
+
+        cut, trials = within_drop(cut, trial, top1, say)
+    plan, smaller = sliced(cut, costs)
+    smaller = tuned.get(cut.macs or -1.0, smaller)
+    step = {"step": "prune", "ranker": plan.ranker, "budget": plan.budget, "scope": cut.scope, "widths": plan.widths}
+    made = checkpoint.then(smaller, **step, **({"epochs": recipe.epochs, "lr": recipe.lr} if tuned and recipe.epochs else {}))
     save(made, out)
     shape = checkpoint.preprocessing.shape
     before, after = count(checkpoint.model, shape), count(smaller, shape)
@@ -103,11 +144,42 @@ def prune(
     if data is not None:
         test = data.split("test")
         tops = [accuracy(predictor(m), test.batches(), len(data.classes)).top1 for m in (checkpoint.model, smaller)]
-    table = str(plan) + ("" if data is None else f"\n  top-1 {tops[0]:.4f} -> {tops[1]:.4f}, before fine-tuning")
+    done = f"after {recipe.epochs} epochs" if tuned and recipe.epochs else "before fine-tuning"
+    table = str(plan) + ("" if data is None else f"\n  top-1 {tops[0]:.4f} -> {tops[1]:.4f} on test, {done}")
     table += f"\n  parameters {before.params:,} -> {after.params:,}"
     return {
         "macs_before": before.macs, "macs_after": after.macs, "params_before": before.params, "params_after": after.params,
         "top1_before": tops[0], "top1_after": tops[1], "budget": plan.budget, "ranker": plan.ranker, "widths": plan.widths,
-        "keep": plan.keep, "out": str(out), "table": table,
+        "keep": plan.keep, "note": plan.note, "out": str(out), "table": table, **({"trials": trials} if trials else {}),
         "validation_seen_in_training": ranked.extra.get("validation_seen_in_training", False),
     }  # fmt: skip
+
+
+def calibration(data: Data, seed: int) -> Batches:
+    """Training images for BatchNorm's statistics: IMAGES of a seeded shuffle."""
+    images = data.split("train")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.subset(order[:IMAGES]).batches()
+
+
+def measured_sensitivity(
+    checkpoint: Checkpoint, opener: Opener, out: Path, *, ranker: str, layers: list[str] | None, seed: int, device: str
+) -> tuple[FilterScores, Path]:
+    """Accuracy of each layer against its own ratio, on validation images; writes scores file and figure."""
+    chart = out.with_suffix(".svg")
+    ready(out)
+    ready(chart)
+    data = opener(checkpoint.preprocessing)
+    checkpoint = checkpoint.with_classes(data)
+    ranked = scored(checkpoint, ranker, data, seed=seed, device=device)
+    images = data.split("validation")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    most = len(images) if data.limit is not None else ENOUGH["car"]
+    batches = images.subset(order[:most]).batches(device=device)
+    model = checkpoint.model.to(device)
+    channels = channel_map(model, checkpoint.example().to(device))
+    scores = sensitivity(model, channels, batches, ranked, classes=len(data.classes), layers=layers)
+    scores = replace(scores, extra={**scores.extra, "validation_seen_in_training": checkpoint.validation_seen(data)})
+    scores.save(out)
+    write_text(chart, curves(scores.extra["sensitivity"]))
+    return scores, chart

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SlimrankError, near
-from .costs import Costs, unit_step
+from .costs import GRAIN, Costs, unit_step
 from .layers import CONVS, ChannelMap, Group
 from .plan import PruningPlan
 from .scores import FilterScores
@@ -27,7 +27,6 @@ from .scores import FilterScores
 SCOPES = ("layer", "global")
 BUDGETS = {"ratio": "share of filters removed", "macs": "share kept", "params": "share kept", "latency": "share kept"}
 NEAR = 0.02  # a budget counts as met this close below it
-GRAIN = 4  # channels; other widths fall out of ONNX Runtime's blocked convolutions altogether
 DEEPER = 2.0  # where time goes, at most this times the share of MACs that plain uniform widths cut
 
 
@@ -127,7 +126,7 @@ def _currency(
     units = sum(group.units for group in scored)
     if name == "latency":
         assert costs is not None, "a latency budget needs measured costs"
-        return lambda gone: costs.ms(model, channels, gone)
+        return lambda gone: costs.share(model, channels, gone)
     if name == "ratio":
         return lambda gone: units - int(gone.sum())
     return lambda gone: channels.macs(model, gone) if name == "macs" else channels.params(model, gone)
@@ -175,10 +174,15 @@ class _Order:
         floor = max(self.minimum, len(group.fixed), round(0.1 * group.units) if self.scope == "global" else 1)
         removable = group.units - floor
         key = self.key(group, score, ranked)
-        step = self.step(group)
+        block, grain = (unit_step(self.model, group, channels) for channels in (self.align, min(self.align, GRAIN)))
+        if self.costs and self.time(group) * block < 1e-4:
+            block = grain  # the clock says that a block saves nothing
         steps = []
         start, broken = 0, False
         while start < removable:
+            step = (
+                grain if self.costs and group.units - start <= block else block
+            )  # within the first block inputs are paid singly
             end = start + ((group.units - start) % step or step)
             aligned = end <= removable
             end = end if aligned else start + 1
@@ -194,44 +198,28 @@ class _Order:
             return (torch.arange(group.units, dtype=torch.float64) + 1) / group.units * self.shallower(group)
         if not self.scores.comparable:
             return score[ranked] / score[torch.isfinite(score)].abs().mean().clamp_min(1e-30)
-        cost = self.unit_ms(group) if self.costs else max(1, self.saved(self.cost, group, 1))
+        cost = self.time(group) if self.costs else max(1, self.saved(self.cost, group))
         # of what gains by going, too, the costly goes first
         return torch.where(score[ranked] < 0, score[ranked] * cost, score[ranked] / cost)
-
-    def step(self, group: Group) -> int:
-        """Units that go together: a block of the runtime, or 4 channels where the clock says that a block saves nothing."""
-        step = unit_step(self.model, group, self.align)
-        if self.costs and self.unit_ms(group) * step < 1e-4 * self.total_ms:
-            return unit_step(self.model, group, min(GRAIN, self.align))
-        return step
 
     def shallower(self, group: Group) -> float:
         """1 without costs; below 1 for a group whose MACs take more time than most."""
         if not self.costs:
             return 1.0
-        macs = self.saved(lambda gone: self.channels.macs(self.model, gone), group, 1)
+        macs = self.saved(lambda gone: self.channels.macs(self.model, gone), group)
         share = macs / self.channels.macs(self.model, self.nothing)
-        return min(DEEPER, max(1 / DEEPER, share / max(1e-12, self.unit_ms(group) / self.total_ms)))
+        return min(DEEPER, max(1 / DEEPER, share / self.time(group)))
 
-    def saved(self, cost: Callable[[Tensor], float], group: Group, n: int) -> float:
-        """What the first n units of a group cost."""
+    def saved(self, cost: Callable[[Tensor], float], group: Group) -> float:
+        """What one unit of a group costs."""
         gone = self.nothing.clone()
-        gone[group.offset : group.offset + n] = True
+        gone[group.offset] = True
         return cost(self.nothing) - cost(gone)
 
-    def unit_ms(self, group: Group) -> float:
-        """Milliseconds that a unit less saves, averaged over the last block."""
+    def time(self, group: Group) -> float:
+        """Share of the time that one unit of a group takes."""
         assert self.costs is not None
-        n = min(group.units - 1, unit_step(self.model, group, self.costs.block))
-        return max(1e-9, self.saved(self.ms, group, n) / n)
-
-    def ms(self, gone: Tensor) -> float:
-        assert self.costs is not None
-        return self.costs.ms(self.model, self.channels, gone)
-
-    @property
-    def total_ms(self) -> float:
-        return self.ms(self.nothing)
+        return self.costs.saving(self.model, self.channels, group)
 
 
 def _plan(model, channels, groups, gone, ranker, scope, budget) -> PruningPlan:

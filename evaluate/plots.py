@@ -93,3 +93,29 @@ def _svg(figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def curves(points: dict[str, list[list[float]]], columns: int = 4) -> str:
+    """One small chart a layer: accuracy against the share of its filters that are gone. `points[layer]`: [share, _, top-1]."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    columns = min(columns, max(1, len(points)))
+    rows = math.ceil(len(points) / columns)
+    figure = Figure(figsize=(2.6 * columns, 1.6 * rows), layout="constrained")
+    top = max(p[2] for layer in points.values() for p in layer)
+    for i, (layer, values) in enumerate(points.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.axhline(values[0][2], color="#9aa7b4", linewidth=0.7, linestyle=":")
+        axes.plot([p[0] for p in values], [p[2] for p in values], color="#2463a6", marker="o", markersize=2.5, linewidth=1.2)
+        axes.set_title(layer, fontsize=7, loc="left")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.08 * max(top, 1e-9))
+        axes.tick_params(labelsize=6, length=2)
+        axes.locator_params(nbins=4)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("share of the layer's filters removed", fontsize=7)
+    figure.supylabel("top-1", fontsize=7)
+    return _svg(figure)

@@ -1,0 +1,88 @@
+"""How much accuracy each layer costs when it alone is cut, at growing shares of its filters, before any fine-tuning."""
+
+import time
+from collections.abc import Iterable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .coalitions import MEMORY, Coalitions
+from .layers import ChannelMap
+from .scores import FilterScores
+
+SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+
+
+def sensitivity(
+    model: nn.Module,
+    channels: ChannelMap,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    ranked: FilterScores,
+    *,
+    classes: int,
+    layers: list[str] | None = None,
+    memory: int = MEMORY,
+) -> FilterScores:
+    """Cut each layer alone by every share in SHARES, least important first by `ranked`, and count the images left right.
+
+    What comes back is a scores file like any other: a unit's score is the accuracy lost once it and all before it are gone
+    (between the measured points on a straight line, never less than that of one removed earlier), so that layers compare
+    and `--scope global` can use it. `sensitivity[layer]`: [share removed, units removed, top-1] for each point, 0 first.
+    The accuracy is that of the masked network, which is the sliced one's. `batches`: images not tested on.
+    """
+    start = time.perf_counter()
+    curves: dict[str, list[list[float]]] = {}
+    scores: dict[str, list[float]] = {}
+    ties: dict[str, list[float]] = {}
+    notes: list[str] = []
+    evaluations = images = 0
+    names = [name for name in channels.chosen(layers) if name in ranked.scores]
+    for name in tqdm(names, desc="sensitivity", leave=False, disable=None):
+        group = channels.group(name)
+        order = [unit for unit in ranked.order(name) if unit not in group.fixed]
+        most = group.units - max(1, len(group.fixed))
+        counts = sorted({0, *(min(most, round(share * group.units)) for share in SHARES), most})
+        masks = torch.ones(len(counts), group.units, dtype=torch.bool)
+        for row, n in enumerate(counts):
+            masks[row, order[:n]] = False
+        game = Coalitions(model, channels, name, batches, classes=classes, memory=memory)
+        tops = (game.play(masks).correct.double() / game.images).tolist()
+        curves[name] = [[n / group.units, n, top] for n, top in zip(counts, tops, strict=True)]
+        lost = _lost(counts, tops)
+        scores[name] = [max(lost)] * group.units
+        ties[name] = [float(group.units)] * group.units
+        for place, unit in enumerate(order):
+            scores[name][unit], ties[name][unit] = lost[min(place, most - 1)], float(place)
+        evaluations, images = evaluations + game.evaluations, game.images
+        notes += game.notes
+    extra = {"sensitivity": curves, **({"notes": notes} if notes else {})}
+    return FilterScores(
+        f"sensitivity of {ranked.ranker}", scores, True, evaluations, time.perf_counter() - start, images, ranked.seed,
+        {"ranker": ranked.ranker}, ties, extra, True,
+    )  # fmt: skip
+
+
+def _lost(counts: list[int], tops: list[float]) -> list[float]:
+    """Accuracy lost after each removal, 1 to the last, rising."""
+    lost: list[float] = []
+    worst = 0.0
+    for (a, top_a), (b, top_b) in pairwise(zip(counts, tops, strict=True)):
+        for n in range(a + 1, b + 1):
+            worst = max(worst, tops[0] - (top_a + (top_b - top_a) * (n - a) / (b - a)))
+            lost.append(worst)
+    return lost
+
+
+def table(scores: FilterScores) -> str:
+    """Top-1 of each layer at each share removed."""
+    curves = scores.extra["sensitivity"]
+    rows = [f"{scores.ranker}: top-1 on {scores.images:,} validation images, {scores.seconds:.1f} s; share of filters removed:"]
+    rows.append(f"  {'layer':32} filters   none  " + "  ".join(f"{share:6.1%}" for share in SHARES))
+    for name, points in curves.items():
+        shown = {round(share * len(scores.scores[name])): None for share in SHARES}
+        tops = {int(n): top for _, n, top in points}
+        cells = "  ".join(f"{tops[n]:6.4f}" if n in tops else "     -" for n in shown)
+        rows.append(f"  {name:32} {len(scores.scores[name]):7} {tops[0]:6.4f}  {cells}")
+    return "\n".join(rows + [f"  note: {note}" for note in scores.extra.get("notes", [])])
