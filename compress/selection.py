@@ -14,6 +14,7 @@ comparable scores per millisecond. Conv layers lose whole blocks of the runtime,
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import ceil, floor
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,8 @@ def select(
     least = cost(without(high))
     if least > target:
         share = least / whole
-        limit = f"--ratio of at most {1 - share:.3f}" if name == "ratio" else f"--{name} of at least {share:.3f}"
+        edge = floor(1000 * (1 - share)) if name == "ratio" else ceil(1000 * share)  # what is told can be asked for
+        limit = f"--ratio of at most {edge / 1000}" if name == "ratio" else f"--{name} of at least {edge / 1000}"
         kept = f" and {', '.join(protect)} whole" if protect else ""
         few = "one filter" if minimum == 1 else f"{minimum} filters"
         raise SlimrankError(
