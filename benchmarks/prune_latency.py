@@ -1,0 +1,89 @@
+"""How much time do half of the MACs save in ONNX Runtime, and does --latency 0.5 keep its word?
+
+    python benchmarks/prune_latency.py --tiny-checkpoint resnet18-tiny-imagenet.pt
+
+resnet18 (the Tiny ImageNet checkpoint, 64x64), resnet50, mobilenet_v2 and vgg16_bn (ImageNet's shapes, random weights: time
+does not depend on them). L1, layer scope. `plain`: uniform widths at half of the MACs, any number of channels. `aligned`: the
+same in blocks of the runtime. `timed`: --macs 0.5 --timed, every layer's cost measured first, cut where time goes. `latency`:
+--latency 0.5 at batch 1, one thread. `latency batch N`: the same at that batch. Costs are measured at the batches timed.
+Every file runs interleaved with the dense one; speedups are ratios of medians in that run. Rows are saved as they come.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rows import OutOfTime, Rows
+
+from slimrank.compress import models
+from slimrank.compress.checkpoint import load
+from slimrank.compress.cutting import Cut, plan
+from slimrank.compress.rankers import RANKERS
+from slimrank.compress.surgery import prune
+from slimrank.compress.tracing import channel_map
+from slimrank.evaluate.latency import compare, machine
+from slimrank.export.to_onnx import export
+
+NETWORKS = {"resnet18": (64, (1, 32)), "resnet50": (224, (1, 8)), "mobilenet_v2": (224, (1, 32)), "vgg16_bn": (224, (1, 8))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny-checkpoint", type=Path, required=True)
+    parser.add_argument("--only", choices=list(NETWORKS))
+    parser.add_argument("--minutes", type=float)
+    args = parser.parse_args()
+    rows = Rows("prune_latency", args.minutes, **machine())
+    try:
+        for name in [args.only] if args.only else NETWORKS:
+            rows.row(name, lambda name=name: measure(name, args.tiny_checkpoint))
+    except OutOfTime:
+        print("out of time; run again to go on")
+
+
+def measure(name: str, tiny: Path) -> dict:
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    size, batches = NETWORKS[name]
+    model = (load(tiny, name="resnet18", size=size).model if name == "resnet18" else models.build(name)).eval()
+    example = torch.randn(2, 3, size, size)
+    channels = channel_map(model, example[:1])
+    scores = RANKERS["l1"](model, channels)
+    cuts = {
+        "plain": Cut(macs=0.5, align=1),
+        "aligned": Cut(macs=0.5),
+        "timed": Cut(macs=0.5, timed=True, batches=batches),
+        "latency": Cut(latency=0.5, batches=batches[:1]),
+        f"latency batch {batches[1]}": Cut(latency=0.5, batches=batches[1:]),
+    }
+    row: dict = {"macs": {}, "params": {}, "asked": {}, "seconds": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"dense": export(model, example, Path(folder) / "dense.onnx", {})}
+        for way, cut in cuts.items():
+            start = time.perf_counter()
+            made = plan(model, channels, scores, cut, example)
+            row["macs"][way] = round(made.macs_after / made.macs_before, 4)
+            row["params"][way] = round(
+                channels.params(model, channels.removed(made.keep)) / channels.params(model, channels.removed({})), 4
+            )
+            row["asked"][way] = made.budget
+            row["seconds"][way] = round(time.perf_counter() - start, 1)
+            files[way] = export(prune(model, channels, made, example), example, Path(folder) / f"{way}.onnx", {})
+        found = compare(files, batches=batches, threads=(1, 2), seconds=2.0)
+    row["speedup"] = {
+        way: {
+            f"batch {s['batch']}, threads {s['threads']}": round(s["speedup"], 3) for s in found.speedups if s["model"] == way
+        }
+        for way in cuts
+    }
+    row["dense_ms"] = {
+        f"batch {r.batch}, threads {r.threads}": round(r.median_ms, 3) for r in found.results if r.model == "dense"
+    }
+    row["minutes"] = round((time.perf_counter() - began) / 60, 1)
+    return row
+
+
+if __name__ == "__main__":
+    main()
