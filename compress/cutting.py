@@ -57,6 +57,12 @@ class Cut:
                 f"give one budget, not {len(given)}: --ratio R (share of filters removed), --macs F, --params F or --latency F "
                 "(share kept), or --max-drop D (top-1 that may be lost)"
             )
+        for name in given:
+            value = getattr(self, name)
+            if name != "max_drop" and not 0 < value < 1:
+                raise SlimrankError(f"--{name} is {value}, must lie strictly between 0 and 1; 0.5 halves")
+        if self.minimum < 1:
+            raise SlimrankError(f"--min-filters is {self.minimum}, must be at least 1")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise SlimrankError(f"--max-drop is {self.max_drop}, must lie in 0..1; 0.01 is one point of top-1")
         if (self.latency is not None or self.timed) and self.provider != "cpu":
@@ -118,8 +124,6 @@ def _select(model, channels, scores, cut: Cut, costs: Costs | None, **budget: fl
 def _by_the_clock(model, channels, scores, cut: Cut, example: Tensor, costs: Costs) -> PruningPlan:
     goal = cut.latency
     assert goal is not None
-    if not 0 < goal < 1:
-        raise SlimrankError(f"--latency is {goal}, must lie strictly between 0 and 1; 0.5 halves the time")
     head = costs.terms[channels.classifier][0] if channels.classifier in costs.terms else 0.0
     told: list[tuple[float, float, PruningPlan]] = []  # asked of the fit, measured, plan
     ask = goal

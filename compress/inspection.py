@@ -65,7 +65,7 @@ class Inspection:
         b = self.block
         rows += [
             f"  ONNX Runtime on {self.threads} thread(s), CPU provider; a layer's time holds what follows it.",
-            f"  {b} less: share of the time that a block of {b} channels less saves; the runtime pays for whole blocks, one filter",
+            f"  {b} less: share of the time that a block of {b} channels less saves; it pays for whole blocks, one filter",
             f"  less saves nothing (1: it does, this is {b} of them). Fitted, off by {self.fit_error:.1%} at most.",
         ]
         return rows

@@ -274,13 +274,19 @@ class Run:
         model, before = self.input.model, count(self.input.model, self.input.preprocessing.shape).macs
         keep: dict[str, list[int]] = {}
         for number in range(o.steps):
-            done = self.at(f"step-{number + 1}.safetensors")
+            last, done = number + 1 == o.steps, self.at(f"step-{number + 1}.safetensors")
+            if not last and done.exists():
+                before_it = load_own(done, self.input)
+                model, keep = before_it.model, before_it.history[-1]["keep"]
+                continue
             if number:
                 ranked = scored(replace(self.input, model=model), o.ranker, self.data, seed=o.seed)
             plan, model = self.smaller(model, ranked, cut.step(number, o.steps))
-            if number + 1 < o.steps and o.recover:
-                model, _ = self.tune(model, o.recover, o.lr, taught=o.distill, progress=f"{done.stem}.part")
             keep = {name: [keep[name][i] for i in kept] if name in keep else kept for name, kept in plan.keep.items()}
+            if not last:
+                if o.recover:
+                    model, _ = self.tune(model, o.recover, o.lr, taught=o.distill, progress=f"{done.stem}.part")
+                save(self.input.then(model, step=f"cut {number + 1} of {o.steps}", keep=keep), done)
         first = channel_map(self.input.model, self.input.example())
         widths = {name: [first.group(name).units, len(kept)] for name, kept in keep.items()}
         step = {"step": "prune", "ranker": plan.ranker, "budget": plan.budget, "scope": plan.scope, "widths": widths}

@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[s
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             )  # fmt: skip
     except Exception as error:  # the exporter raises whatever the traced code raises
-        reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
-        raise SlimrankError(f"the ONNX exporter refuses this model: {reason}; --debug shows where") from error
+        told = str(error.__cause__ or error).strip()
+        raise SlimrankError(f"the ONNX exporter refuses this model: {told.splitlines()[0][:160]}; {_where(told)}") from error
     assert program is not None
     proto = program.model_proto
     _strip(proto.graph)
@@ -45,6 +46,16 @@ def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[s
     with whole(path) as temporary:
         onnx.save(proto, temporary)
     return path
+
+
+def _where(told: str) -> str:
+    """The user's line that the exporter's error names, the innermost outside PyTorch."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', told)
+    own = [frame for frame in frames if "site-packages" not in frame[0]]
+    if not own:
+        return "--debug shows where"
+    file, line, code = own[-1]
+    return f"at {file}:{line}, `{code.strip()[:80]}`; write it without control flow that depends on the image"
 
 
 def metadata(path: str | Path) -> dict[str, Any]:
@@ -72,9 +83,11 @@ def _strip(graph: onnx.GraphProto) -> None:
 @contextlib.contextmanager
 def _quiet():
     """The exporter talks about itself; its errors still come through as exceptions."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    names = ("torch.onnx", "onnxscript", "torch.export", "onnx_ir", "torch.fx", "torch.fx.experimental", "torch._dynamo")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -18,6 +18,8 @@ from slimrank.compress import models
 from slimrank.compress.checkpoint import load, save
 from slimrank.compress.training import fresh
 
+from .toy_models import Branching
+
 KEYS = {
     "train": {"top1", "epochs"},
     "inspect": {"macs", "params", "groups"},
@@ -25,6 +27,7 @@ KEYS = {
     "rank": {"ranker", "scores", "estimated", "evaluations", "seconds"},
     "compare-ranks": {"layers"},
     "prune": {"macs_before", "macs_after", "params_before", "params_after", "top1_before", "top1_after"},
+    "sensitivity": {"sensitivity", "scores"},
     "finetune": {"top1_before", "top1_after"},
     "specialize": {
         "top1_dense", "top1_head", "ratio", "agreement", "head_macs_before", "head_macs_after", "indices",
@@ -124,6 +127,43 @@ def test_every_verb_in_turn(capsys, tmp_path, trained):
     assert {"model", "provider", "batch", "threads", "median_ms", "p10_ms", "p90_ms"} <= set(timed["results"][0])
     rows = run(capsys, "bench-head", tmp_path / "h.safetensors", "--batch", "1", "--layout", "gather")["results"]
     assert {"layout", "provider", "batch", "median_us", "speedup"} <= set(rows[0])
+
+
+def test_budgets_schedules_and_sensitivity(capsys, tmp_path, trained):
+    """What is new in each verb, in turn; the network is cut again and again, from its own slim checkpoints."""
+    digits, first, second = ("--data", "digits"), tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    told = run(capsys, "sensitivity", trained, *digits, "--limit", 100, "-o", tmp_path / "s.json")
+    assert set(told["sensitivity"]) == {"conv1", "conv2", "fc1", "fc2"}
+    assert (tmp_path / "s.svg").read_text().startswith("<svg")
+    words = ("--scores", tmp_path / "s.json", "--scope", "global", "--params", 0.5, "--protect", "conv1")
+    once = run(capsys, "prune", trained, *words, *digits, "-o", first)
+    assert 0.49 <= once["params_after"] / once["params_before"] <= 0.5
+    assert "conv1" not in once["widths"]
+    twice = run(capsys, "prune", first, "--ratio", 0.3, *digits, "-o", second)  # goes on from a pruned checkpoint
+    assert twice["params_before"] == once["params_after"] > twice["params_after"]
+    trials = run(
+        capsys, "prune", trained, "--max-drop", 0.2, "--epochs", 1, "--lr", 0.05, *digits, "-o", tmp_path / "3.safetensors"
+    )
+    best = min(share for share, top1 in trials["trials"] if top1 >= 0.5)
+    assert trials["budget"]["macs"] >= best
+    steps = ("--steps", 2, "--recover", 1, "--epochs", 1, "--distill", "--lr", 0.05, "--macs", 0.4, "--batch", 1)
+    report = run(capsys, "compress", trained, *digits, *steps, "-o", tmp_path / "c")
+    assert report["compressed"]["macs"] <= 0.4 * report["baseline"]["macs"]
+    stage = next(s for s in report["stages"] if s["name"] == "prune")
+    assert all(len(stage["keep"][name]) == after for name, (_, after) in stage["widths"].items())
+    assert max(stage["keep"]["fc1"]) > len(stage["keep"]["fc1"])  # numbers of the input checkpoint's filters
+    seen = run(capsys, "inspect", trained, "--time", "--batch", 1)
+    assert set(seen["layer_ms"]["1"]) == {"conv1", "conv2", "fc1", "fc2", "fc3"}
+
+
+def test_control_flow_and_several_inputs_get_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    torch.save(Branching().state_dict(), tmp_path / "odd.pt")
+    for words, match in (
+        (("export", tmp_path / "odd.pt", "--model", "toy_models:branching", "-o", tmp_path / "o.onnx"), "if x.mean() > 0.1"),
+        (("inspect", tmp_path / "odd.pt", "--model", "toy_models:two_inputs"), "more than one tensor"),
+    ):
+        assert match in fails(capsys, *words, "--size", 16)
 
 
 def test_compress_with_and_without_data(capsys, tmp_path, trained):
@@ -238,6 +278,22 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("rank", trained, "--ranker", "l1", "--k1", 3, "-o", tmp_path / "s.json"), "takes no --k1"),
         (("prune", trained, "--ratio", 1.2, *out), "between 0 and 1"),
         (("prune", trained, *out), "one budget"),
+        (("prune", trained, "--params", 0, *out), "between 0 and 1"),
+        (("prune", trained, "--latency", 1.5, *out), "between 0 and 1"),
+        (("prune", trained, "--macs", 0.5, "--protect", "conv9", *out), "near ones: conv2, conv1"),
+        (("prune", trained, "--macs", 0.5, "--min-filters", 0, *out), "--min-filters"),
+        (("prune", trained, "--macs", 0.1, "--protect", "conv2", *out), "conv2 whole, the least is"),
+        (("prune", trained, "--max-drop", 0.1, *out), "need images"),
+        (("prune", trained, "--max-drop", 2, *digits, *out), "one point"),
+        (("prune", trained, "--macs", 0.5, "--epochs", 2, *out), "slimrank finetune"),
+        (("prune", trained, "--macs", 0.5, "--timed", "--providers", "cuda", *out), "CPU provider only"),
+        (("prune", trained, "--macs", 0.5, "--recalibrate", *out), "need images"),
+        (("sensitivity", trained, *digits, "--ranker", "l2", "-o", tmp_path / "s.json"), "no ranker 'l2'"),
+        (("compress", trained, *digits, "--steps", 0, "-o", tmp_path / "c"), "--steps"),
+        (("compress", trained, "--steps", 2, "-o", tmp_path / "c"), "need images"),
+        (("compress", trained, *digits, "--steps", 2, "--max-drop", 0.1, "-o", tmp_path / "c"), "one-shot"),
+        (("finetune", trained, *digits, "--label-smoothing", 1, *out), "--label-smoothing"),
+        (("finetune", trained, *digits, "--precision", "fp8", *out), "no precision"),
         (("prune", trained, "--macs", 0.001, *out), "out of reach"),
         (("prune", trained, "--macs", 0.5, "--scores", tmp_path / "none.json", *out), "cannot read"),
         (("specialize", trained, *digits, "--k2", 26, *out), "25 features"),

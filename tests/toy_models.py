@@ -51,6 +51,35 @@ class PickingNet(nn.Module):
         return self.classifier(F.relu(self.left(a) * self.right(b).sigmoid()).mean((2, 3)))
 
 
+class Branching(nn.Module):
+    """forward() that asks the image which way to go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.more = nn.Conv2d(8, 8, 3)
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        if x.mean() > 0.1:
+            x = self.more(x)
+        return self.classifier(x.mean((2, 3)))
+
+
+class TwoInputs(Branching):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        return self.classifier(self.stem(x + y).mean((2, 3)))
+
+
+def branching(**_: int) -> nn.Module:
+    return Branching()
+
+
+def two_inputs(**_: int) -> nn.Module:
+    return TwoInputs()
+
+
 def lively(model: nn.Module, images: Tensor) -> nn.Module:
     """Scale every conv and linear layer so that its output has standard deviation 1 on these images, layer after layer in
     one pass, and let BatchNorm's statistics be those of the images (Mishkin & Matas 2016, "All you need is a good init"):

@@ -1,0 +1,180 @@
+"""Budgets that need a clock or a trial, costs, sensitivity. Nothing here asserts a time."""
+
+import pytest
+import torch
+
+from slimrank.compress import costs as costing
+from slimrank.compress import cutting, models
+from slimrank.compress.costs import Costs
+from slimrank.compress.cutting import Cut, plan, within_drop
+from slimrank.compress.layers import masked
+from slimrank.compress.rankers import RANKERS
+from slimrank.compress.scores import FilterScores
+from slimrank.compress.selection import select
+from slimrank.compress.sensitivity import sensitivity
+from slimrank.compress.surgery import prune
+from slimrank.compress.tracing import channel_map
+from slimrank.errors import SlimrankError
+from slimrank.export.to_onnx import export
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    model = models.build("resnet20-cifar").eval()
+    channels = channel_map(model, torch.randn(1, 3, 32, 32))
+    return model, channels, RANKERS["l1"](model, channels)
+
+
+def invented(model, channels, slow: str = "no layer") -> Costs:
+    """Time as MACs in blocks of 16, ten times as much in layers whose name begins with `slow`."""
+    area = {name: per_pair * (10 if name.startswith(slow) else 1) for name, per_pair in channels.positions.items()}
+    raw = Costs({name: (0.0, value, 0.0, 0.0) for name, value in area.items()}, {1: {}}, 16, 1, 0.0)
+    whole = raw.share(model, channels, channels.removed({}))
+    return Costs({name: (0.0, value / whole, 0.0, 0.0) for name, value in area.items()}, {1: {}}, 16, 1, 0.0)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+def test_parameters_are_met_and_exact(resnet, share):
+    model, channels, scores = resnet
+    made = select(model, channels, scores, params=share)
+    smaller = prune(model, channels, made, torch.randn(2, 3, 32, 32))
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, smaller))
+    assert 0.98 * share <= after / before <= share
+    assert after == channels.params(model, channels.removed(made.keep))
+
+
+def test_protected_layers_stay_whole_and_the_least_possible_is_told(resnet):
+    model, channels, scores = resnet
+    made = select(model, channels, scores, macs=0.6, protect=["layer1.0.conv1", "layer3.1.conv2"], minimum=5)
+    assert "layer1.0.conv1" not in made.keep  # a group that is not named stays whole
+    assert "layer3.0.conv2" not in made.keep  # any member of the group will do
+    assert min(len(kept) for kept in made.keep.values()) >= 5
+    with pytest.raises(SlimrankError, match="near ones"):
+        select(model, channels, scores, macs=0.5, protect=["layer9"])
+    streams = ["conv1", "layer2.0.conv2", "layer3.0.conv2"]
+    with pytest.raises(SlimrankError, match=r"conv1, layer2.0.conv2, layer3.0.conv2 whole, the least is a --macs") as told:
+        select(model, channels, scores, macs=0.01, protect=streams)
+    least = float(str(told.value).rsplit(" ", 1)[1])
+    select(model, channels, scores, macs=least, protect=streams)  # what is told can be had
+    with pytest.raises(SlimrankError, match="not protected"):
+        select(model, channels, scores, macs=0.5, protect=[g.name for g in channels.groups])
+
+
+def test_a_budget_that_no_filter_fits_says_so():
+    torch.manual_seed(0)
+    model = models.build("lenet5", {"widths": (2, 2, 100, 25)}).eval()
+    channels = channel_map(model, torch.randn(1, 1, 28, 28))
+    worth = FilterScores("l1", {"conv1": [1.0, 2.0]})
+    made = select(model, channels, worth, macs=0.8)
+    assert made.macs_after / made.macs_before < 0.98 * 0.8
+    assert "would, put back, overshoot" in made.note
+    assert made.note in str(made)
+
+
+def test_costs_send_the_cut_where_time_goes(resnet):
+    model, channels, scores = resnet
+    clock = invented(model, channels, "layer3")
+    plain = select(model, channels, scores, macs=0.5, align=16)
+    timed = select(model, channels, scores, macs=0.5, align=16, costs=clock)
+    for made in (plain, timed):
+        assert 0.49 <= made.macs_after / made.macs_before <= 0.5
+    deep = [name for name in timed.widths if name.startswith("layer3")]
+    assert sum(timed.widths[n][1] for n in deep) < sum(plain.widths[n][1] for n in deep)
+    times = [clock.share(model, channels, channels.removed(made.keep)) for made in (plain, timed)]
+    assert times[1] < times[0]
+    even = invented(model, channels)
+    made = select(model, channels, scores, latency=0.6, costs=even, align=16)
+    assert 0.9 * 0.6 <= even.share(model, channels, channels.removed(made.keep)) <= 0.6
+
+
+@pytest.mark.parametrize("bent", [0.7, 1.0, 1.4])
+def test_a_latency_budget_is_held_to_by_the_clock(resnet, monkeypatch, bent):
+    """The clock here is the real MACs to a power: whatever the fit promises, the plan that is taken was measured near."""
+    model, channels, scores = resnet
+    promised = invented(model, channels)
+    shapes = []
+    monkeypatch.setattr(cutting, "export", lambda made, example, path, about: shapes.append(made) or path)
+
+    def clock(dense, smaller, batches, threads):
+        own = channel_map(shapes[-1], torch.randn(1, 3, 32, 32))
+        return (own.macs(shapes[-1], own.removed({})) / 40_551_040) ** bent
+
+    monkeypatch.setattr(cutting, "time_share", clock)
+    made = plan(model, channels, scores, Cut(latency=0.5, align=1), torch.randn(2, 3, 32, 32), promised)
+    assert 0.475 <= made.budget["measured"] <= 0.525
+    assert "measured" in made.note
+    with pytest.raises(SlimrankError, match="the classifier alone"):
+        plan(model, channels, scores, Cut(latency=0.0001, align=1), torch.randn(2, 3, 32, 32), promised)
+
+
+def test_the_largest_cut_within_a_drop():
+    """Accuracy falls with the share cut; the trials close in on where it crosses."""
+    asked = []
+
+    def trial(cut: Cut) -> float:
+        assert cut.max_drop is None
+        asked.append(cut.macs)
+        return 0.9 - 0.2 * (1 - cut.macs)
+
+    cut, trials = within_drop(Cut(max_drop=0.05, protect=("a",)), trial, 0.9)
+    assert 0.75 <= cut.macs <= 0.75 + 1 / 32
+    assert cut.protect == ("a",)
+    assert [share for share, _ in trials] == asked
+    with pytest.raises(SlimrankError, match="fine-tune longer"):
+        within_drop(Cut(max_drop=0.01), lambda cut: 0.5, 0.9)
+
+
+def test_steps_multiply_to_the_whole_budget():
+    assert Cut(macs=0.512).step(1, 3).macs == pytest.approx(0.8)
+    assert Cut(ratio=0.75).step(0, 2).ratio == pytest.approx(0.5)
+    assert Cut(latency=0.25).step(0, 2).latency == pytest.approx(0.5)
+    with pytest.raises(SlimrankError, match="--steps"):
+        Cut(max_drop=0.1).step(0, 2)
+
+
+@pytest.mark.parametrize("name", ["resnet20-cifar", "vgg16-cifar", "convnext_tiny", "mobilenet_v3_small"])
+def test_every_kernel_is_put_down_to_a_layer(tmp_path, name):
+    """Fused convs and transposed matrices alike: no layer without time."""
+    torch.manual_seed(0)
+    model = models.build(name, {"num_classes": 10}).eval()
+    example = torch.randn(2, 3, 32, 32)
+    channels = channel_map(model, example[:1])
+    path = export(model, example, tmp_path / "model.onnx", {})
+    times = costing.by_layer(model, channels, path, 1, 1)
+    assert set(times) == set(channels.positions)
+    assert min(times.values()) > 0
+
+
+def test_costs_are_fitted_without_negative_terms():
+    torch.manual_seed(0)
+    model = models.build("lenet5", {"widths": (16, 32, 64, 32)}).eval()
+    example = torch.randn(2, 1, 28, 28)
+    channels = channel_map(model, example[:1])
+    made = costing.measure(model, channels, example, block=16, batches=(1, 4))
+    assert set(made.terms) == {"conv1", "conv2", "fc1", "fc2", "fc3"}
+    assert all(term >= 0 for terms in made.terms.values() for term in terms)
+    assert set(made.measured) == {1, 4}
+
+
+def test_sensitivity_is_the_accuracy_of_each_layer_cut_alone(resnet):
+    model, channels, scores = resnet
+    torch.manual_seed(1)
+    x, labels = torch.randn(120, 3, 32, 32), torch.arange(120) % 10
+    found = sensitivity(model, channels, [(x, labels)], scores, classes=10, layers=["layer2.0.conv1", "conv1"])
+    assert set(found.scores) == {"conv1", "layer2.0.conv1"}
+    for name, points in found.extra["sensitivity"].items():
+        order = scores.order(name)
+        for share, n, top1 in points:
+            group = channels.group(name)
+            gone = channels.removed({name: sorted(order[int(n) :])})
+            with torch.inference_mode(), masked(model, channels, gone):
+                expected = (model(x).argmax(1) == labels).float().mean()
+            assert top1 == pytest.approx(float(expected), abs=1e-6)
+            assert share == n / group.units
+        lost = [found.scores[name][unit] for unit in order]
+        assert lost == sorted(lost)
+        assert found.order(name) == order  # the ranker's order stays, what it costs is new
+    assert found.comparable
+    made = select(model, channels, found, macs=0.9, scope="global")
+    assert set(made.keep) == {"conv1", "layer2.0.conv1"}
