@@ -103,16 +103,16 @@ def measure(
 def by_layer(model: nn.Module, channels: ChannelMap, path: Path, batch: int, threads: int) -> dict[str, float]:
     """Milliseconds of each conv and linear layer of an exported network, with what runs before the next one."""
     owners = {f"{name}.weight": name for name in channels.positions}
+    kernels = profile(path, batch=batch, threads=threads)
     linear = {n: m.weight.detach().numpy() for n in channels.positions if isinstance(m := model.get_submodule(n), nn.Linear)}
-    renamed = {}
-    for tensor, value in matrices(path).items():
-        if tensor not in owners:
-            found = (n for n, w in linear.items() if w.shape == value.shape[::-1] and np.array_equal(w.T, value))
-            renamed[tensor] = next(found, "")
+    unknown = {kernel.weight for kernel in kernels if kernel.weight is not None} - owners.keys()
+    for tensor, value in matrices(path, unknown).items():
+        found = (n for n, w in linear.items() if w.shape == value.shape[::-1] and np.array_equal(w.T, value))
+        owners[tensor] = next(found, "")
     times: dict[str, float] = {}
     layer = next(iter(channels.positions))
-    for kernel in profile(path, batch=batch, threads=threads):
-        layer = {**owners, **renamed}.get(kernel.weight or "", layer)
+    for kernel in kernels:
+        layer = owners.get(kernel.weight or "") or layer
         times[layer] = times.get(layer, 0.0) + kernel.median_ms
     return times
 

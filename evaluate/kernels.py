@@ -88,6 +88,8 @@ def _weights(path: str | Path):
     return weight
 
 
-def matrices(path: str | Path) -> dict[str, np.ndarray]:
-    """Two-dimensional initializers by name: the exporter renames those that it has transposed."""
-    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if len(t.dims) == 2}
+def matrices(path: str | Path, names: set[str]) -> dict[str, np.ndarray]:
+    """Some two-dimensional initializers: the exporter renames those that it has transposed."""
+    if not names:
+        return {}
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name in names and len(t.dims) == 2}
