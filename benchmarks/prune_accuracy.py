@@ -56,9 +56,10 @@ def main() -> None:
         if args.only != "resnet18":
             small = Bench("resnet20", load(args.checkpoint, name="resnet20-cifar"), args.data, rows)
             small.tune_dense()
-            if args.only != "dense long":
-                small.before()
-                small.long()
+            if args.only == "dense long":
+                return small.dense_long()
+            small.before()
+            small.long()
             small.dense_long()
             small.short()
         if args.only in (None, "resnet18"):

@@ -10,7 +10,8 @@ of different scale can be compared at all.
 With measured `costs` (costs.py) the order follows the clock: scope `layer` cuts a group the deeper, the more milliseconds
 its MACs take. For a budget in time the share cut goes with the time per MAC, which minimises sum(macs * share^2) at a given
 time; for other budgets with its square, so that the same MACs take more time with them; within a factor of two either way.
-Scope `global` takes comparable scores per millisecond. Conv layers lose whole blocks of the runtime, except where a block saves no time.
+Scope `global` takes comparable scores per millisecond. Conv layers lose whole blocks of the runtime, except where a block
+saves no time.
 """
 
 from collections.abc import Callable, Sequence
