@@ -162,7 +162,8 @@ def bench_head(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def compress(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """everything: rank, prune, fine-tune, specialise, export, bench, report"""
-    from slimrank.compress.pipeline import Options, start
+    from slimrank.compress.options import Options
+    from slimrank.compress.pipeline import start
 
     options = Options(
         data=args.data, validation=args.validation, limit=args.limit, download=args.download, ranker=args.ranker or "l1",

@@ -8,7 +8,8 @@ from ..evaluate.data import open_data
 from ..files import ready
 from .checkpoint import save
 from .finetune import train
-from .pipeline import Options, Run, start
+from .options import Options
+from .pipeline import Run, start
 from .recipe import Recipe
 from .training import fresh
 

@@ -78,6 +78,7 @@ def _weights(path: str | Path):
     named = {node.name: node for node in graph.node if node.name}
 
     def weight(name: str) -> str | None:
+        name = name.removeprefix("fused ")
         for suffix in FUSED:
             name = name.removesuffix(suffix)
         node = made.get(name) or named.get(name.split("_token_")[0])

@@ -1,0 +1,83 @@
+"""What one `compress` run is asked for, checked before anything is read."""
+
+from dataclasses import dataclass
+
+from ..errors import SlimrankError, near
+from ..evaluate.latency import check_settings
+from .cutting import Cut
+from .rankers import DATA_FREE, ranker
+from .recipe import Recipe
+
+HEADS = ("auto", "linear", "gather")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `compress` was asked for; a DIR made with other options is refused."""
+
+    data: str | None = None
+    validation: str = "train:0.1"
+    limit: int | None = None
+    download: bool = False
+    ranker: str = "l1"
+    ratio: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    latency: float | None = None
+    max_drop: float | None = None
+    scope: str = "layer"
+    align: int | None = None
+    protect: tuple[str, ...] = ()
+    min_filters: int = 1
+    timed: bool = False
+    steps: int = 1
+    recover: int = 1  # epochs between steps
+    epochs: int = 5
+    lr: float = 0.02
+    augment: str | None = None
+    label_smoothing: float = 0.0
+    patience: int | None = None
+    precision: str = "auto"
+    distill: bool = False
+    head: str = "auto"
+    k1: int | None = None
+    k2: int | None = None
+    batch: tuple[int, ...] = (1, 8, 32)
+    threads: tuple[int, ...] = (1,)
+    providers: tuple[str, ...] = ("cpu",)
+    rivals: bool = False
+    scratch_epochs: int = 0  # epochs of a uniform network from scratch, beside the others; the demo sets it
+    seed: int = 0
+    device: str = "cpu"
+
+    def recipe(self, epochs: int, lr: float) -> Recipe:
+        return Recipe(
+            epochs, lr, augment=self.augment, smoothing=self.label_smoothing, patience=self.patience,
+            precision=self.precision, seed=self.seed, device=self.device,
+        )  # fmt: skip
+
+    @property
+    def cut(self) -> Cut:
+        """The budget asked for; half of the MACs where none is."""
+        none = all(v is None for v in (self.ratio, self.macs, self.params, self.latency, self.max_drop))
+        return Cut(
+            self.ratio, 0.5 if none else self.macs, self.params, self.latency, self.max_drop, self.scope, self.align,
+            self.protect, self.min_filters, self.timed, self.batch, self.threads[0], self.providers[0],
+        )  # fmt: skip
+
+    def check(self) -> None:
+        check_settings(self.providers, self.batch, self.threads)
+        self.cut.check()
+        ranker(self.ranker)
+        if self.steps < 1 or self.recover < 0:
+            raise SlimrankError(f"--steps is {self.steps}, --recover {self.recover}; at least 1 step, 0 epochs")
+        self.cut.step(0, self.steps)
+        if self.data is None and (self.max_drop is not None or self.steps > 1 or self.distill):
+            raise SlimrankError("--max-drop, --steps and --distill need images; add --data")
+        if self.head not in HEADS:
+            raise SlimrankError(f"no head {self.head!r}; {near(self.head, HEADS)}")
+        if self.data is None and self.ranker not in DATA_FREE:
+            raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
+        if self.data is None and (self.rivals or self.head == "gather"):
+            raise SlimrankError("--rivals and --head gather need images; add --data")
+        self.recipe(max(1, self.epochs) if self.epochs >= 0 else self.epochs, self.lr).check()
