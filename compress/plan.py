@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from ..errors import SlimrankError
-from .layers import ChannelMap
+from .layers import ChannelMap, stays
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class PruningPlan:
             lost = set(group.fixed) - set(keep)
             if lost:
                 raise SlimrankError(f"plan for {name} drops units that must stay, as {group.why}")
+        gone = channels.removed(self.keep)
+        for layer in channels.positions:
+            if not (stays(channels.writes[layer], gone).any() and stays(channels.reads[layer], gone).any()):
+                raise SlimrankError(f"the plan leaves {layer} without channels; keep at least one of those that it has alone")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -173,10 +173,10 @@ class _Order:
                 f"scores for {group.name} count {len(score)} filters, the network has {group.units}; rank this checkpoint"
             )
         score[list(group.fixed)] = torch.inf
-        order = [unit for unit in self.scores.order(group.name) if unit not in group.fixed]
-        ranked = torch.tensor([*order, *group.fixed])
-        floor = max(self.minimum, len(group.fixed), round(0.1 * group.units) if self.scope == "global" else 1)
-        removable = group.units - floor
+        order, kept = self.spared(group, [unit for unit in self.scores.order(group.name) if unit not in group.fixed])
+        ranked = torch.tensor([*order, *kept, *group.fixed])
+        floor = max(self.minimum, round(0.1 * group.units) if self.scope == "global" else 1)
+        removable = min(len(order), group.units - floor)
         key = self.key(group, score, ranked)
         block, grain = (unit_step(self.model, group, channels) for channels in (self.align, min(self.align, GRAIN)))
         if self.costs and self.time(group) * block < 1e-4:
@@ -195,6 +195,26 @@ class _Order:
             broken = broken or breaks
             start = end
         return steps
+
+    def spared(self, group: Group, order: list[int]) -> tuple[list[int], list[int]]:
+        """`order` without the units that must stay so that no layer runs empty, and these: the best `minimum` of each layer that
+        writes or reads some of the group's units and nothing else (a part of a concat that meets a sum)."""
+        parts: list[set[int]] = []
+        for units in (*self.channels.writes.values(), *self.channels.reads.values()):
+            local = set((units - group.offset).tolist())
+            if local and min(local) >= 0 and max(local) < group.units and len(local) < group.units and local not in parts:
+                parts.append(local)
+        left = [len(part) for part in parts]
+        gone, kept = [], []
+        for unit in order:
+            mine = [i for i, part in enumerate(parts) if unit in part]
+            if any(left[i] <= self.minimum for i in mine):
+                kept.append(unit)
+                continue
+            gone.append(unit)
+            for i in mine:
+                left[i] -= 1
+        return gone, kept
 
     def key(self, group: Group, score: Tensor, ranked: Tensor) -> Tensor:
         """[units] in order of removal: what decides between groups."""

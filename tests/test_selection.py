@@ -132,6 +132,31 @@ def test_scores_round_trip(tmp_path, resnet):
     assert FilterScores.load(tmp_path / "s.json") == scores
 
 
+def test_no_part_of_a_concat_runs_empty():
+    """Two convs side by side meet a sum: one group, but each conv keeps a filter, whatever the scores say."""
+
+    class Parts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = torch.nn.Conv2d(3, 12, 3, padding=1)
+            self.left, self.right = torch.nn.Conv2d(12, 4, 1), torch.nn.Conv2d(12, 8, 1)
+            self.classifier = torch.nn.Linear(12, 5)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.classifier((x + torch.cat([self.left(x), self.right(x)], 1)).mean((2, 3)))
+
+    model, x = Parts().eval(), torch.randn(2, 3, 8, 8)
+    channels = channel_map(model, x[:1])
+    assert channels.group("stem").layers == ("stem", "left", "right")
+    worth = FilterScores("l1", {"stem": [float(i) for i in range(12)]})  # those of `left` are the least
+    for minimum in (1, 2):
+        smaller = prune(model, channels, select(model, channels, worth, ratio=0.6, minimum=minimum), x)
+        assert smaller.left.out_channels == minimum
+    with pytest.raises(SlimrankError, match="leaves left without channels"):
+        prune(model, channels, PruningPlan({"stem": list(range(4, 12))}, 0, 0, {}, "layer", "l1"), x)
+
+
 def test_bad_budgets(resnet):
     model, channels = resnet
     scores = RANKERS["l1"](model, channels)
