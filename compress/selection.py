@@ -197,8 +197,8 @@ class _Order:
         return steps
 
     def spared(self, group: Group, order: list[int]) -> tuple[list[int], list[int]]:
-        """`order` without the units that must stay so that no layer runs empty, and these: the best `minimum` of each layer that
-        writes or reads some of the group's units and nothing else (a part of a concat that meets a sum)."""
+        """`order` without the units that must stay so that no layer runs empty, and these: the best `minimum` of each layer
+        that writes or reads some of the group's units and nothing else (a part of a concat that meets a sum)."""
         parts: list[set[int]] = []
         for units in (*self.channels.writes.values(), *self.channels.reads.values()):
             local = set((units - group.offset).tolist())
