@@ -100,7 +100,9 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
         "--align", type=int, help="keep conv widths at multiples of this (default: ONNX Runtime's block; 1: off)"
     )
     budget.add_argument("--timed", action="store_true", help="time every layer first and cut where time goes; --latency always")
-    budget.add_argument("--protect", action="append", default=[], metavar="LAYER", help="leave this layer whole (repeatable)")
+    budget.add_argument(
+        "--protect", action="append", default=[], metavar="LAYER", help="keep all filters of this layer's group (repeatable)"
+    )
     budget.add_argument("--min-filters", type=int, default=1, help="filters that every layer keeps (default 1)")
 
     def training(epochs: int, lr: float) -> Parser:

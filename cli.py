@@ -22,6 +22,7 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         size=args.size, progress=part(args.out),
     )  # fmt: skip
     training.save(made, args.out)
+    part(args.out).unlink(missing_ok=True)
     return {**result, "out": str(args.out)}, f"{result['says']}\nwritten: {args.out}"
 
 
@@ -29,6 +30,12 @@ def inspect(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """layers, filter groups, what can be pruned, what not and why"""
     from slimrank.compress.inspection import inspect
 
+    if args.time:
+        from slimrank.evaluate.latency import check_settings
+
+        check_settings(["cpu"], args.batch, args.threads)
+        if args.providers != ["cpu"] or len(args.threads) > 1:
+            raise SlimrankError("layers are timed on the CPU provider at one thread count; leave out --providers, give one")
     found = inspect(checkpoint(args), timed=args.time, batches=tuple(args.batch), threads=args.threads[0])
     return found.to_dict(), str(found)
 
@@ -77,13 +84,15 @@ def prune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from slimrank.files import output
 
     output(args.out, ".safetensors", args.checkpoint)
+    if len(args.threads) > 1 or len(args.providers) > 1:
+        raise SlimrankError("prune times at one --threads and one --provider; name one of each")
     cut = Cut(
         args.ratio, args.macs, args.params, args.latency, args.max_drop, args.scope, args.align, tuple(args.protect),
         args.min_filters, args.timed, tuple(args.batch), args.threads[0], args.providers[0],
     )  # fmt: skip
     result = ranking.prune(
         checkpoint(args), args.out, opener(args) if args.data else None, cut, recipe(args),
-        ranker=args.ranker, scores=args.scores, recalibrated=args.recalibrate, say=say,
+        ranker=args.ranker, scores=args.scores, recalibrated=args.recalibrate, device=args.device, say=say,
     )  # fmt: skip
     return result, f"{result['table']}\nwritten: {args.out}"
 
@@ -108,9 +117,12 @@ def finetune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from slimrank.files import output
 
     output(args.out, ".safetensors", getattr(args, "checkpoint", None))
-    teacher = load(args.teacher, name=args.teacher_model, size=args.size) if args.teacher else None
+    own = args.teacher is not None and args.teacher.suffix == ".safetensors"  # says itself how it sees images
+    seen = {} if own else {"size": args.size, "mean": args.mean, "std": args.std, "trust_pickle": args.trust_pickle}
+    teacher = load(args.teacher, name=args.teacher_model, **seen) if args.teacher else None
     made, result = training.finetune(checkpoint(args), opener(args), teacher, recipe(args), progress=part(args.out))
     training.save(made, args.out)
+    part(args.out).unlink(missing_ok=True)
     return {**result, "out": str(args.out)}, f"{result['says']}\nwritten: {args.out}"
 
 

@@ -29,6 +29,10 @@ def whole(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        if temporary.exists():  # some writers make files that nobody else may read
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
         raise SlimrankError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from error

@@ -78,9 +78,16 @@ class Checkpoint:
         return data.validation_from.startswith("train") and self.trained_on != data.identity
 
     def outputs(self) -> int:
+        """Classes that the network tells apart; raises SlimrankError where it does not run on one tensor of images."""
         self.model.eval()
-        with torch.inference_mode():
-            return self.model(self.example()).shape[1]
+        try:
+            with torch.inference_mode():
+                return self.model(self.example()).shape[1]
+        except (TypeError, RuntimeError, ValueError, AttributeError, IndexError) as error:
+            raise SlimrankError(
+                f"the model does not run on one tensor of images, {list(self.example().shape)}: {str(error).splitlines()[0]}; "
+                "check --size and --model, wrap a model of several inputs in a module that fills in the rest"
+            ) from error
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:

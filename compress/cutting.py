@@ -6,7 +6,7 @@ bisection: each trial cut is fine-tuned as the real one will be, and judged on v
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -20,12 +20,13 @@ from .costs import Costs, measure
 from .layers import ChannelMap
 from .plan import PruningPlan
 from .scores import FilterScores
-from .selection import runtime_block, select
+from .selection import OutOfReach, runtime_block, select
 from .surgery import cut as sliced
+from .tracing import channel_map
 
 ROUNDS = 8  # of promise and measurement
 CLOSE = 0.02  # a measured time this near to the target will do
-TRIALS = 5  # of a budget in accuracy
+TRIALS = 6  # of a budget in accuracy
 FINEST = 1 / 64  # of the MACs
 
 
@@ -80,16 +81,24 @@ class Cut:
             return None
         return measure(model, channels, example, block=max(self.block, 1), batches=self.batches, threads=self.threads)
 
-    def step(self, number: int, steps: int) -> "Cut":
-        """The budget of one of several equal steps, relative to the network that the step before has left."""
+    def step(self, number: int, steps: int, reached: float = 1.0) -> "Cut":
+        """The budget of one of several equal steps, relative to the network that the steps before have left.
+
+        `reached`: what that network is of the first one, in the budget's currency (of the filters for `ratio`).
+        """
         if steps == 1:
             return self
         if self.max_drop is not None:
             raise SlimrankError("--max-drop is found by one-shot cuts; leave --steps out, or give another budget")
-        kept = {n: v ** (1 / steps) for n in ("macs", "params", "latency") if (v := getattr(self, n)) is not None}
-        if self.ratio is not None:
-            kept["ratio"] = 1 - (1 - self.ratio) ** (1 / steps)
-        return replace(self, **kept)
+        name, goal = self.budget
+        kept = (1 - goal if name == "ratio" else goal) ** ((number + 1) / steps) / reached
+        return replace(self, **{name: 1 - kept if name == "ratio" else kept})
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """Name and value of the one that was given."""
+        given = ("ratio", "macs", "params", "latency", "max_drop")
+        return next((name, value) for name in given if (value := getattr(self, name)) is not None)
 
 
 def plan(
@@ -132,12 +141,11 @@ def _by_the_clock(model, channels, scores, cut: Cut, example: Tensor, costs: Cos
         while len(told) < ROUNDS:
             try:
                 found = _select(model, channels, scores, cut, costs, latency=ask)
-            except SlimrankError as error:
-                if "out of reach" not in str(error):
-                    raise
-                if not told:
-                    raise SlimrankError(f"{error}; of it the classifier alone takes {head:.3f}") from error
-                break
+            except OutOfReach as error:  # by the fit; the clock decides
+                if told and error.least >= min(asked for asked, _, _ in told):
+                    break
+                ask = error.least
+                found = _select(model, channels, scores, cut, costs, latency=ask)
             if any(found.keep == plan.keep for _, _, plan in told):
                 break
             path = export(sliced(model, channels, channels.removed(found.keep)), example, Path(folder) / "cut.onnx", {})
@@ -146,6 +154,11 @@ def _by_the_clock(model, channels, scores, cut: Cut, example: Tensor, costs: Cos
                 break
             ask = _next(goal, [(asked, share) for asked, share, _ in told])
     _, share, found = min(told, key=lambda row: abs(row[1] - goal))
+    if share > 1.05 * goal and not any(row[1] < goal for row in told):
+        raise SlimrankError(
+            f"--latency {goal} is out of reach: the smallest cut that the rules allow takes {share:.3f} of the time, measured "
+            f"(the classifier alone about {head:.3f}); allow more, or protect less"
+        )
     note = f"measured {share:.3f} of the time for --latency {goal}"
     if abs(share / goal - 1) > 0.05:
         note += f": the nearest of {len(told)} cuts that were timed; whole blocks of channels come no nearer"
@@ -161,6 +174,21 @@ def _next(goal: float, told: list[tuple[float, float]]) -> float:
         return min(0.999, asked * goal / share)
     place = min(0.85, max(0.15, (goal - below[1]) / (above[1] - below[1])))
     return below[0] + place * (above[0] - below[0])
+
+
+def reached_by(cut: Cut, first: nn.Module, now: nn.Module, keep: Mapping[str, Sequence[int]], example: Tensor) -> float:
+    """What a network that was cut is of the first one, in the budget's own currency; `keep` as in PruningPlan."""
+    name, _ = cut.budget
+    channels = channel_map(first, example[:1])
+    gone = channels.removed(keep)
+    if name == "latency":
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [export(model, example, Path(folder) / f"{i}.onnx", {}) for i, model in enumerate((first, now))]
+            return time_share(paths[0], paths[1], cut.batches, cut.threads)
+    if name == "ratio":
+        return sum(map(len, keep.values())) / sum(channels.group(layer).units for layer in keep)
+    cost = channels.macs if name == "macs" else channels.params
+    return cost(first, gone) / cost(first, channels.removed({}))
 
 
 def time_share(dense: Path, smaller: Path, batches: Sequence[int], threads: int) -> float:
@@ -180,6 +208,7 @@ def within_drop(
     assert cut.max_drop is not None
     fails, holds = 0.0, 1.0
     trials: list[list[float]] = []
+    refusal = ""
     for _ in range(TRIALS):
         if holds - fails <= FINEST:
             break
@@ -189,13 +218,15 @@ def within_drop(
         except SlimrankError as error:
             if "out of reach" not in str(error):
                 raise
-            fails = share
+            fails, refusal = share, str(error)
             continue
         trials.append([share, reached])
         say(f"trial: {share:.1%} of the MACs, top-1 {reached:.4f} on validation")
         fails, holds = (fails, share) if reached >= top1 - cut.max_drop - 1e-9 else (share, holds)
     if holds == 1.0:
-        least, reached = max(trials) if trials else (1.0, top1)
+        if not trials:
+            raise SlimrankError(f"--max-drop {cut.max_drop}: nothing can be cut ({refusal})")
+        least, reached = max(trials)
         raise SlimrankError(
             f"--max-drop {cut.max_drop} is out of reach: {least:.1%} of the MACs already loses {top1 - reached:.4f} of "
             f"{top1:.4f}; fine-tune longer (--epochs), or allow more"

@@ -61,8 +61,8 @@ def train(
 
     With `keep_best` and a validation split, the weights of its best epoch are returned, else the last. `progress`: a file
     that holds everything after every epoch; where it is there already, the run goes on from it and ends as if it had never
-    been stopped; it is removed at the end. Raises SlimrankError when the loss is no longer finite, and for a `progress`
-    file of another run.
+    been stopped; who called removes it once the result is saved. Raises SlimrankError when the loss is no longer finite, and
+    for a `progress` file of another run.
     """
     recipe.check()
     run = _Run(model, images, validation, recipe, teacher, keep_best)
@@ -70,10 +70,8 @@ def train(
         run.take_up(progress)
     while not run.finished:
         run.epoch()
-        if progress is not None and not run.finished:
+        if progress is not None:
             run.leave(progress)
-    if progress is not None:
-        progress.unlink(missing_ok=True)
     return run.result()
 
 
@@ -189,8 +187,12 @@ class _Run:
 
     def identity(self) -> str:
         """Names the run: recipe, images, and the weights that it starts from and learns from."""
-        digest = hashlib.sha256(repr((self.recipe, len(self.images), self.keep_best)).encode())
-        digest.update(self.images.labels.numpy().tobytes())
+        digest = hashlib.sha256(repr((self.recipe, self.keep_best)).encode())
+        for images in (self.images, self.validation):
+            if images is not None:
+                digest.update(repr(images.preprocessing).encode() + images.labels.numpy().tobytes())
+                for picture in images.pictures:
+                    digest.update(picture.tobytes() if hasattr(picture, "tobytes") else str(picture).encode())
         for model in (self.given, self.teacher):
             for tensor in () if model is None else model.state_dict().values():
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

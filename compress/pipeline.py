@@ -25,7 +25,7 @@ from ..export.to_onnx import export
 from ..files import read_json, ready, write_json, write_text
 from .checkpoint import SEEN, Checkpoint, load, save
 from .costs import Costs
-from .cutting import Cut, within_drop
+from .cutting import Cut, reached_by, within_drop
 from .cutting import plan as planned
 from .evaluation import compared, onnx_metadata
 from .finetune import train
@@ -65,8 +65,9 @@ def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -
         old = state.get("asked", {})
         for key, value in asked.items():
             if old.get(key) != value:
+                option = {"name": "model", "arguments": "model-arg"}.get(key, key.replace("_", "-"))
                 shown = ["its default" if v is None else repr(v) for v in (old.get(key), value)]
-                what = "another checkpoint" if key == "checkpoint" else f"--{key} {shown[0]}, not {shown[1]}"
+                what = "another checkpoint" if key == "checkpoint" else f"--{option} {shown[0]}, not {shown[1]}"
                 raise SlimrankError(f"{out} was made with {what}; name another --out, or remove the folder")
     run = Run(checkpoint, out, options, state)
     ready(out / "state.json")
@@ -176,10 +177,11 @@ class Run:
     def least(self) -> ChannelMap:
         """The input's channels; a budget that cannot be met shows now, not after an hour."""
         channels = channel_map(self.input.model, self.input.example())
-        cut = self.options.cut
-        probe = cut if cut.max_drop is None and cut.latency is None else replace(cut, max_drop=None, latency=None, macs=0.9)
-        probe = replace(probe, timed=False)
-        planned(self.input.model, channels, FilterScores.flat("none", channels), probe, self.input.example())
+        cut = replace(self.options.cut, timed=False)
+        for layer in cut.protect:
+            channels.group(layer)
+        if cut.max_drop is None and cut.latency is None:  # these two show when they are timed or tried
+            planned(self.input.model, channels, FilterScores.flat("none", channels), cut, self.input.example())
         return channels
 
     def smaller(self, model: nn.Module, ranked: FilterScores, cut: Cut) -> tuple[PruningPlan, nn.Module]:
@@ -206,23 +208,33 @@ class Run:
                 before_it = load_own(done, self.input)
                 model, keep = before_it.model, before_it.history[-1]["keep"]
                 continue
-            if number:
-                ranked = scored(replace(self.input, model=model), o.ranker, self.data, seed=o.seed)
-            plan, model = self.smaller(model, ranked, cut.step(number, o.steps))
-            keep = {name: [keep[name][i] for i in kept] if name in keep else kept for name, kept in plan.keep.items()}
+            cut_at = self.at(f"step-{number + 1}-cut.safetensors")
+            if not last and cut_at.exists():  # it was killed while it recovered: what a clock chose is not chosen again
+                before_it = load_own(cut_at, self.input)
+                model, keep = before_it.model, before_it.history[-1]["keep"]
+            else:
+                if number:
+                    ranked = scored(replace(self.input, model=model), o.ranker, self.data, seed=o.seed)
+                reached = 1.0 if number == 0 else reached_by(cut, self.input.model, model, keep, self.input.example(2))
+                plan, model = self.smaller(model, ranked, cut.step(number, o.steps, reached))
+                keep = {name: [keep[name][i] for i in kept] if name in keep else kept for name, kept in plan.keep.items()}
             if not last:
+                save(self.input.then(model, step=f"cut {number + 1} of {o.steps}", keep=keep), cut_at)
                 if o.recover:
                     model, _ = self.tune(model, o.recover, o.lr, taught=o.distill, progress=f"{done.stem}.part")
-                save(self.input.then(model, step=f"cut {number + 1} of {o.steps}", keep=keep), done)
+                save(self.input.then(model, step=f"cut {number + 1} of {o.steps}, recovered", keep=keep), done)
+                self.at(f"{done.stem}.part").unlink(missing_ok=True)
         first = channel_map(self.input.model, self.input.example())
         widths = {name: [first.group(name).units, len(kept)] for name, kept in keep.items()}
-        step = {"step": "prune", "ranker": plan.ranker, "budget": plan.budget, "scope": plan.scope, "widths": widths}
+        name, asked = o.cut.budget
+        budget = {**plan.budget, name: asked}
+        step = {"step": "prune", "ranker": plan.ranker, "budget": budget, "scope": plan.scope, "widths": widths}
         save(self.input.then(model, **step, steps=o.steps), self.at("pruned.safetensors"))
         top1 = self.top1(model)
         note = f" ({plan.note})" if plan.note else ""
         rounds = "" if o.steps == 1 else f" in {o.steps} steps"
         return {
-            "budget": plan.budget, "scope": plan.scope, "keep": keep, "widths": widths, "steps": o.steps, "trials": trials,
+            "budget": budget, "scope": plan.scope, "keep": keep, "widths": widths, "steps": o.steps, "trials": trials,
             "macs_before": before, "macs_after": plan.macs_after, "top1": top1, "note": plan.note,
             "says": f"{plan.macs_after / before:.1%} of the MACs kept{rounds}{_top1(top1)} before fine-tuning{note}",
         }  # fmt: skip
@@ -236,10 +248,9 @@ class Run:
         def trial(cut: Cut) -> float:
             _, made = self.smaller(self.input.model, ranked, cut)
             if o.epochs:
-                made, _ = self.tune(made, o.epochs, o.lr, taught=o.distill, progress="trial.part")
+                made, _ = self.tune(made, o.epochs, o.lr, taught=o.distill)
             return accuracy(predictor(made), judge.batches(), self.classes).top1
 
-        self.at("trial.part").unlink(missing_ok=True)
         return within_drop(cut, trial, top1, self.say)
 
     def finetune(self) -> dict[str, Any]:
@@ -250,10 +261,11 @@ class Run:
             return {"top1": None, "training": None, "says": f"left out: {why}"}
         o = self.options
         model, training = self.tune(pruned.model, o.epochs, o.lr, taught=o.distill, progress="finetune.part")
-        step = {"step": "finetune", "epochs": self.options.epochs, "lr": self.options.lr}
+        step = {"step": "finetune", "epochs": training["epochs"], "lr": o.lr}
         save(pruned.then(model, **step), self.at("finetuned.safetensors"))
         top1 = self.top1(model)
-        return {"top1": top1, "training": training, "says": f"{self.options.epochs} epochs{_top1(top1)}"}
+        self.at("finetune.part").unlink(missing_ok=True)
+        return {"top1": top1, "training": training, "says": f"{training['epochs']} epochs{_top1(top1)}"}
 
     def rivals(self) -> dict[str, Any]:
         """The simple ways with the same data and epochs: the dense model tuned on, random filters cut, plain widths."""

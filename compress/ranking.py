@@ -86,7 +86,8 @@ def rank(
 
 def prune(
     checkpoint: Checkpoint, out: Path, opener: Opener | None, cut: Cut, recipe: Recipe,
-    *, ranker: str | None, scores: Path | None, recalibrated: bool = False, say: Callable[[str], None] = lambda line: None,
+    *, ranker: str | None, scores: Path | None, recalibrated: bool = False, device: str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Cut to a budget and write the slim checkpoint; with data, test accuracy before and after.
 
@@ -101,15 +102,15 @@ def prune(
         raise SlimrankError("--max-drop and --recalibrate need images; add --data")
     if recipe.epochs and cut.max_drop is None:
         raise SlimrankError("--epochs belongs to --max-drop here; fine-tune the pruned checkpoint with `slimrank finetune`")
-    if recipe.epochs:
-        recipe.check()
+    replace(recipe, epochs=max(1, recipe.epochs) if recipe.epochs >= 0 else recipe.epochs).check()
     data = None
     if opener is not None:
         data = opener(checkpoint.preprocessing)
         checkpoint = checkpoint.with_classes(data)
     example = checkpoint.example(2)
     channels = channel_map(checkpoint.model, example[:1])
-    ranked = FilterScores.load(scores) if scores else scored(checkpoint, ranker or "l1", data, seed=recipe.seed)
+    ranked = FilterScores.load(scores) if scores else scored(checkpoint, ranker or "l1", data, seed=recipe.seed, device=device)
+    checkpoint.model.to("cpu")
 
     def sliced(cut: Cut, costs: Costs | None) -> tuple[PruningPlan, nn.Module]:
         plan = planned(checkpoint.model, channels, ranked, cut, example, costs)
@@ -117,6 +118,7 @@ def prune(
         return plan, recalibrate(smaller, calibration(data, recipe.seed)) if recalibrated and data is not None else smaller
 
     trials: list[list[float]] = []
+    asked, top1 = cut, None
     tuned: dict[float, nn.Module] = {}
     costs = None
     if cut.max_drop is not None:
@@ -135,23 +137,27 @@ def prune(
         cut, trials = within_drop(cut, trial, top1, say)
     plan, smaller = sliced(cut, costs)
     smaller = tuned.get(cut.macs or -1.0, smaller)
-    step = {"step": "prune", "ranker": plan.ranker, "budget": plan.budget, "scope": cut.scope, "widths": plan.widths}
+    budget = plan.budget if asked.max_drop is None else {**plan.budget, "max_drop": asked.max_drop}
+    step = {"step": "prune", "ranker": plan.ranker, "budget": budget, "scope": cut.scope, "widths": plan.widths}
     made = checkpoint.then(smaller, **step, **({"epochs": recipe.epochs, "lr": recipe.lr} if tuned and recipe.epochs else {}))
-    save(made, out)
     shape = checkpoint.preprocessing.shape
     before, after = count(checkpoint.model, shape), count(smaller, shape)
     tops: list[Any] = [None, None]
     if data is not None:
         test = data.split("test")
         tops = [accuracy(predictor(m), test.batches(), len(data.classes)).top1 for m in (checkpoint.model, smaller)]
-    done = f"after {recipe.epochs} epochs" if tuned and recipe.epochs else "before fine-tuning"
+    save(made, out)
+    done = f"after --epochs {recipe.epochs}" if tuned and recipe.epochs else "before fine-tuning"
     table = str(plan) + ("" if data is None else f"\n  top-1 {tops[0]:.4f} -> {tops[1]:.4f} on test, {done}")
     table += f"\n  parameters {before.params:,} -> {after.params:,}"
+    seen = ranked.extra.get("validation_seen_in_training", False)
+    if data is not None and asked.max_drop is not None:
+        seen = checkpoint.validation_seen(data)
+    tried = {"trials": trials, "validation_top1_before": top1} if trials else {}
     return {
         "macs_before": before.macs, "macs_after": after.macs, "params_before": before.params, "params_after": after.params,
-        "top1_before": tops[0], "top1_after": tops[1], "budget": plan.budget, "ranker": plan.ranker, "widths": plan.widths,
-        "keep": plan.keep, "note": plan.note, "out": str(out), "table": table, **({"trials": trials} if trials else {}),
-        "validation_seen_in_training": ranked.extra.get("validation_seen_in_training", False),
+        "top1_before": tops[0], "top1_after": tops[1], "budget": budget, "ranker": plan.ranker, "widths": plan.widths,
+        "keep": plan.keep, "note": plan.note, "out": str(out), "table": table, "validation_seen_in_training": seen, **tried,
     }  # fmt: skip
 
 

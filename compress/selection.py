@@ -95,10 +95,13 @@ def select(
         share = least / whole
         edge = floor(1000 * (1 - share)) if name == "ratio" else ceil(1000 * share)  # what is told can be asked for
         limit = f"--ratio of at most {edge / 1000}" if name == "ratio" else f"--{name} of at least {edge / 1000}"
-        kept = f" and {', '.join(protect)} whole" if protect else ""
+        kept = f" and all of {', '.join(protect)}" if protect else ""
+        if edge >= 1000 or (name == "ratio" and edge <= 0):
+            raise SlimrankError(f"--{name} {value} is out of reach: with so many filters kept nothing can be cut at all")
         few = "one filter" if minimum == 1 else f"{minimum} filters"
-        raise SlimrankError(
-            f"--{name} {value} is out of reach: with {few} left in each layer that can be cut{kept}, the least is a {limit}"
+        raise OutOfReach(
+            f"--{name} {value} is out of reach: with {few} left in each layer that can be cut{kept}, the least is a {limit}",
+            edge / 1000,
         )
     while low < high:  # fewest removals that meet the target
         middle = (low + high) // 2
@@ -117,10 +120,18 @@ def select(
     plan = _plan(model, channels, scored, gone, scores.ranker, scope, {name: value, "align": align})
     reached = cost(gone) / whole
     if cost(gone) < (1 - NEAR) * target:
-        reached, asked = (1 - reached, f"{value:.1%}") if name == "ratio" else (reached, f"{value:.1%}")
-        note = f"{reached:.1%} for --{name} {asked}: every filter that is gone would, put back, overshoot it"
+        reached = 1 - reached if name == "ratio" else reached
+        note = f"{reached:.3f} for --{name} {value}: every filter that is gone would, put back, overshoot it"
         return replace(plan, note=note)
     return plan
+
+
+class OutOfReach(SlimrankError):
+    """A budget that cannot be met; `least` is the nearest that can."""
+
+    def __init__(self, message: str, least: float):
+        super().__init__(message)
+        self.least = least
 
 
 def _currency(

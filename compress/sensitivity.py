@@ -81,7 +81,7 @@ def table(scores: FilterScores) -> str:
     rows = [f"{scores.ranker}: top-1 on {scores.images:,} validation images, {scores.seconds:.1f} s; share of filters removed:"]
     rows.append(f"  {'layer':32} filters   none  " + "  ".join(f"{share:6.1%}" for share in SHARES))
     for name, points in curves.items():
-        shown = {round(share * len(scores.scores[name])): None for share in SHARES}
+        shown = [round(share * len(scores.scores[name])) for share in SHARES]
         tops = {int(n): top for _, n, top in points}
         cells = "  ".join(f"{tops[n]:6.4f}" if n in tops else "     -" for n in shown)
         rows.append(f"  {name:32} {len(scores.scores[name]):7} {tops[0]:6.4f}  {cells}")

@@ -26,13 +26,14 @@ def prune(model: nn.Module, channels: ChannelMap, plan: PruningPlan, example: Te
     model.eval()
     try:
         with torch.inference_mode():
+            smaller(torch.zeros_like(example))  # forward() may take another way on another image
             after = smaller(example)
             with masked(model, channels, gone):
                 before = model(example)
     except (RuntimeError, ValueError) as error:
         raise SlimrankError(
-            f"the pruned network does not run ({str(error).splitlines()[0]}): its forward() has sizes written into it; "
-            "use flatten(1) and sizes of the tensors"
+            f"the pruned network does not run ({str(error).splitlines()[0]}): its forward() has sizes written into it "
+            "or goes ways that depend on the image; use flatten(1) and sizes of the tensors"
         ) from error
     finally:
         model.train(model_training)

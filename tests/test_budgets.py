@@ -53,7 +53,7 @@ def test_protected_layers_stay_whole_and_the_least_possible_is_told(resnet):
     with pytest.raises(SlimrankError, match="near ones"):
         select(model, channels, scores, macs=0.5, protect=["layer9"])
     streams = ["conv1", "layer2.0.conv2", "layer3.0.conv2"]
-    with pytest.raises(SlimrankError, match=r"conv1, layer2.0.conv2, layer3.0.conv2 whole, the least is a --macs") as told:
+    with pytest.raises(SlimrankError, match=r"all of conv1, layer2.0.conv2, layer3.0.conv2, the least is a --macs") as told:
         select(model, channels, scores, macs=0.01, protect=streams)
     least = float(str(told.value).rsplit(" ", 1)[1])
     select(model, channels, scores, macs=least, protect=streams)  # what is told can be had
@@ -122,8 +122,10 @@ def test_the_largest_cut_within_a_drop():
 
 
 def test_steps_multiply_to_the_whole_budget():
-    assert Cut(macs=0.512).step(1, 3).macs == pytest.approx(0.8)
+    assert Cut(macs=0.512).step(1, 3, 0.8).macs == pytest.approx(0.8)
+    assert Cut(macs=0.512).step(2, 3, 0.6).macs == pytest.approx(0.512 / 0.6)  # the last aims at the whole budget
     assert Cut(ratio=0.75).step(0, 2).ratio == pytest.approx(0.5)
+    assert Cut(ratio=0.75).step(1, 2, 0.4).ratio == pytest.approx(1 - 0.25 / 0.4)
     assert Cut(latency=0.25).step(0, 2).latency == pytest.approx(0.5)
     with pytest.raises(SlimrankError, match="--steps"):
         Cut(max_drop=0.1).step(0, 2)
