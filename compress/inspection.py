@@ -65,8 +65,8 @@ class Inspection:
         b = self.block
         rows += [
             f"  ONNX Runtime on {self.threads} thread(s), CPU provider; a layer's time holds what follows it.",
-            f"  {b} less: share of the time that a block of {b} channels less saves; it pays for whole blocks, one filter",
-            f"  less saves nothing (1: it does, this is {b} of them). Fitted, off by {self.fit_error:.1%} at most.",
+            f"  {b} less: share of the time that {b} channels less save. ONNX Runtime pays for whole blocks: one filter less saves",
+            f"  nothing (except at 1, where {b} of them save this). Fitted, off by {self.fit_error:.1%} at most.",
         ]
         return rows
 
