@@ -65,8 +65,8 @@ class Inspection:
         b = self.block
         rows += [
             f"  ONNX Runtime on {self.threads} thread(s), CPU provider; a layer's time holds what follows it.",
-            f"  {b} less: share of the time that {b} channels less save. ONNX Runtime pays for whole blocks: one filter less saves",
-            f"  nothing (except at 1, where {b} of them save this). Fitted, off by {self.fit_error:.1%} at most.",
+            f"  {b} less: share of the time that {b} channels less save. ONNX Runtime pays for whole blocks: one filter less",
+            f"  saves nothing (except at 1, where {b} of them save this). Fitted, off by {self.fit_error:.1%} at most.",
         ]
         return rows
 
