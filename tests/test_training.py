@@ -78,6 +78,14 @@ def test_patience_ends_training_and_the_best_epoch_is_kept(digits):
     assert "stopped early, 30 asked for" in str(told)
 
 
+def test_a_diverged_run_says_so(digits):
+    _, data = digits
+    torch.manual_seed(0)
+    unbounded = nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.Linear(50, 50), nn.Linear(50, 10))
+    with pytest.raises(SlimrankError, match="diverged in epoch .*; lower --lr from 10"):
+        train(unbounded, data.train, data.validation, Recipe(5, 10, precision="fp32"))
+
+
 def test_bad_recipes():
     for wrong, match in (
         ({"epochs": 0}, "--epochs"),
