@@ -82,7 +82,7 @@ def test_a_diverged_run_says_so(digits):
     _, data = digits
     torch.manual_seed(0)
     unbounded = nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.Linear(50, 50), nn.Linear(50, 10))
-    with pytest.raises(SlimrankError, match="diverged in epoch .*; lower --lr from 10"):
+    with pytest.raises(SlimrankError, match=r"diverged in epoch .*; lower --lr from 10"):
         train(unbounded, data.train, data.validation, Recipe(5, 10, precision="fp32"))
 
 
