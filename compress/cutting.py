@@ -24,6 +24,7 @@ from .selection import OutOfReach, runtime_block, select
 from .surgery import cut as sliced
 from .tracing import channel_map
 
+BUDGETS = ("ratio", "macs", "params", "latency", "max_drop")
 ROUNDS = 8  # of promise and measurement
 CLOSE = 0.02  # a measured time this near to the target will do
 TRIALS = 6  # of a budget in accuracy
@@ -52,7 +53,7 @@ class Cut:
 
     def check(self) -> "Cut":
         """Raise SlimrankError for what no network could be cut to."""
-        given = [n for n in ("ratio", "macs", "params", "latency", "max_drop") if getattr(self, n) is not None]
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise SlimrankError(
                 f"give one budget, not {len(given)}: --ratio R (share of filters removed), --macs F, --params F or --latency F "
@@ -79,7 +80,7 @@ class Cut:
         """What the layers cost, where this cut asks for it."""
         if self.latency is None and not self.timed:
             return None
-        return measure(model, channels, example, block=max(self.block, 1), batches=self.batches, threads=self.threads)
+        return measure(model, channels, example, block=runtime_block(), batches=self.batches, threads=self.threads)
 
     def step(self, number: int, steps: int, reached: float = 1.0) -> "Cut":
         """The budget of one of several equal steps, relative to the network that the steps before have left.
@@ -91,14 +92,13 @@ class Cut:
         if self.max_drop is not None:
             raise SlimrankError("--max-drop is found by one-shot cuts; leave --steps out, or give another budget")
         name, goal = self.budget
-        kept = (1 - goal if name == "ratio" else goal) ** ((number + 1) / steps) / reached
+        kept = min(0.999, (1 - goal if name == "ratio" else goal) ** ((number + 1) / steps) / reached)  # some is always cut
         return replace(self, **{name: 1 - kept if name == "ratio" else kept})
 
     @property
     def budget(self) -> tuple[str, float]:
         """Name and value of the one that was given."""
-        given = ("ratio", "macs", "params", "latency", "max_drop")
-        return next((name, value) for name in given if (value := getattr(self, name)) is not None)
+        return next((name, value) for name in BUDGETS if (value := getattr(self, name)) is not None)
 
 
 def plan(
