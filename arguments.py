@@ -29,6 +29,20 @@ def many(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return numbers
 
 
+def number_or(*words: str) -> Callable[[str], int | str]:
+    def value(text: str) -> int | str:
+        return text if text in words else int(text)
+
+    value.__name__ = f"number, {' or '.join(words)}"
+    return value
+
+
+def coverage(text: str) -> int | float:
+    """A number of votes, or coverage:SHARE of the l1 norm."""
+    kind, colon, share = text.partition(":")
+    return float(share) if colon and kind == "coverage" else int(text)
+
+
 def floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
@@ -116,8 +130,17 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
         return made
 
     subspaces = Parser(add_help=False)
-    subspaces.add_argument("--k1", type=int, help="features an image votes for (default: as k2)")
-    subspaces.add_argument("--k2", type=int, help="features a class keeps (default: an eighth, at least 5)")
+    subspaces.add_argument(
+        "--select", default="omp", help="omp (default), contribution, histogram (the paper), weights, weights+histogram"
+    )
+    subspaces.add_argument("--fit", default="train", help="train (default), refit (least squares), truncate (the paper)")
+    subspaces.add_argument("--k1", type=coverage, help="histogram: votes an image has (default: as k2), or coverage:0.9")
+    subspaces.add_argument(
+        "--k2", type=number_or("auto"), help="features a class keeps (default: an eighth, at least 5), or auto"
+    )
+    subspaces.add_argument(
+        "--rescore", type=number_or("auto"), default=0, metavar="N", help="classes whose logits are recomputed densely, or auto"
+    )
 
     def verb(name: str, *parents: Parser) -> Parser:
         function = functions[name]
@@ -173,7 +196,20 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made.add_argument("--teacher-model", metavar="NAME", help="its network, for a foreign checkpoint")
     made.add_argument("--teacher-share", type=float, default=0.5, help="of the loss (default 0.5)")
     made = writes(reads(verb("specialize", model, data(True), target, subspaces)), "slim checkpoint to write")
-    made.add_argument("--layout", default="auto", help="auto (default), dense, gather")
+    made.add_argument(
+        "--layout", default="auto", help="auto (default: the fastest that is accurate enough), dense, gather, tiled"
+    )
+    made.add_argument(
+        "--groups", type=int, help="tiled: groups of classes that share their features (default: 25 classes each)"
+    )
+    made.add_argument("--tile", type=int, help="tiled: adjacent features that go together (default: up to 16)")
+    made.add_argument("--adjacent", action="store_true", help="tiled: groups of neighbouring classes, so that no logit moves")
+    made.add_argument(
+        "--agreement", type=float, default=0.99, help="--rescore auto: share of the dense decisions (default 0.99)"
+    )
+    made.add_argument("--max-drop", type=float, default=0.01, help="auto: validation top-1 that may be lost (default 0.01)")
+    made.add_argument("--layer", help="the classifier, to be sure which it is")
+    made.add_argument("--sweep", type=many(int), metavar="K,K", help="also every k1 with every k2 of these: table and heat map")
     writes(reads(verb("export", model, data(False))), "ONNX file to write")
     made = verb("bench", target)
     made.add_argument("models", type=Path, nargs="+", help=".onnx files; the first is what the others are compared with")
@@ -182,12 +218,18 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made.add_argument("checkpoint", type=Path, nargs="?", help="take the final layer of this checkpoint")
     made.add_argument("--features", type=int, default=2048)
     made.add_argument("--classes", type=int, default=1000)
-    made.add_argument("--k", type=int, default=50, help="features a class keeps")
-    made.add_argument("--layout", type=many(str), default=["dense", "gather"])
+    made.add_argument("--k", type=int, help="features a class keeps (default: a sixteenth)")
+    made.add_argument("--groups", type=int, help="tiled: groups of classes (default: 250 classes each)")
+    made.add_argument("--tile", type=int, help="tiled: adjacent features that go together (default: up to 16)")
+    made.add_argument("--rescore", type=int, default=8, help="classes recomputed densely, for ...+rescore (default 8)")
+    made.add_argument(
+        "--layout", type=many(str), default=["gather", "tiled", "tiled+rescore"],
+        help="comma-separated: gather, tiled, tiled+rescore (default); dense, int8, svd, svd+rescore",
+    )  # fmt: skip
     made = writes(
         reads(verb("compress", model, data(False), budget, training(5, 0.02), subspaces, target)), "folder for the results"
     )
-    made.add_argument("--head", default="auto", help="auto (default: subspaces where they are faster), linear, gather")
+    made.add_argument("--head", default="auto", help="auto (default: subspaces where they are faster), linear, gather, tiled")
     made.add_argument("--steps", type=int, default=1, help="rank, cut and recover so many times (default 1: one-shot)")
     made.add_argument("--recover", type=int, default=1, help="epochs between steps (default 1)")
     made.add_argument("--distill", action="store_true", help="fine-tune with the input checkpoint as teacher")

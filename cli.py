@@ -130,16 +130,26 @@ def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """replace the classifier by sparse class-specific subspaces"""
     from slimrank.compress.checkpoint import save
     from slimrank.compress.head import specialize
+    from slimrank.compress.head_options import HeadOptions
+    from slimrank.compress.sweep import sweep
     from slimrank.files import output
 
     output(args.out, ".safetensors", getattr(args, "checkpoint", None))
-    given = checkpoint(args)
-    made, result = specialize(
-        given, opener(args)(given.preprocessing), k1=args.k1, k2=args.k2, layout=args.layout,
-        batches=args.batch, threads=args.threads[0], provider=args.providers[0],
+    options = HeadOptions(
+        select=args.select, fit=args.fit, layout=args.layout, k1=args.k1, k2=args.k2, groups=args.groups, tile=args.tile,
+        adjacent=args.adjacent, rescore=args.rescore, agreement=args.agreement, max_drop=args.max_drop, layer=args.layer,
+        batches=tuple(args.batch), threads=args.threads[0], provider=args.providers[0], seed=args.seed,
     )  # fmt: skip
+    options.check()
+    given = checkpoint(args)
+    data = opener(args)(given.preprocessing)
+    swept = sweep(given, data, args.sweep, fit=options.fit, layer=options.layer) if args.sweep else None
+    made, result = specialize(given, data, options)
     save(made, args.out)
-    return {**result.to_dict(), "out": str(args.out)}, f"{result}\nwritten: {args.out}"
+    found, told = result.to_dict(), f"{result}\nwritten: {args.out}"
+    if swept is not None:
+        found, told = {**found, "sweep": swept.to_dict()}, f"{told}, {swept.save(args.out.with_suffix('.svg'))}\n{swept}"
+    return {**found, "out": str(args.out)}, told
 
 
 def export(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -163,10 +173,11 @@ def bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def bench_head(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """latency of the final layer alone: dense against class-specific subspaces"""
-    from slimrank.compress import head
+    from slimrank.compress import head_latency
 
-    found = head.bench(
+    found = head_latency.bench(
         checkpoint(args) if args.checkpoint else None, args.features, args.classes, args.k, args.layout,
+        groups=args.groups, tile=args.tile, rescore=args.rescore,
         batches=args.batch, threads=args.threads, providers=args.providers, seed=args.seed,
     )  # fmt: skip
     return found, found.pop("table")
@@ -182,7 +193,8 @@ def compress(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         ratio=args.ratio, macs=args.macs, params=args.params, latency=args.latency, max_drop=args.max_drop, scope=args.scope,
         align=args.align, protect=tuple(args.protect), min_filters=args.min_filters, timed=args.timed, steps=args.steps,
         recover=args.recover, epochs=args.epochs, lr=args.lr, augment=args.augment, label_smoothing=args.label_smoothing,
-        patience=args.patience, precision=args.precision, distill=args.distill, head=args.head, k1=args.k1, k2=args.k2,
+        patience=args.patience, precision=args.precision, distill=args.distill, head=args.head,
+        select=args.select, fit=args.fit, k1=args.k1, k2=args.k2, rescore=args.rescore,
         batch=tuple(args.batch), threads=tuple(args.threads), providers=tuple(args.providers), rivals=args.rivals,
         seed=args.seed, device=args.device,
     )  # fmt: skip

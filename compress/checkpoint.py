@@ -114,7 +114,8 @@ def _changes(model: nn.Module, fresh: nn.Module) -> dict[str, dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
         if isinstance(module, SubspaceLinear):
-            changes[name] = {"type": "SubspaceLinear", "layout": module.layout, "in_features": module.in_features}
+            kept = {key: getattr(module, key) for key in ("layout", "in_features", "rescore")}
+            changes[name] = {"type": "SubspaceLinear", **kept}
         elif isinstance(module, models.PadShortcut):
             if module.source != original[name].source:
                 changes[name] = {"source": module.source, "in_channels": module.in_channels}
@@ -260,8 +261,12 @@ def _change(model: nn.Module, name: str, change: dict[str, Any], state: dict[str
     parent = model.get_submodule(owner)
     module = model.get_submodule(name)
     if change.get("type") == "SubspaceLinear":
-        weight, index = state[f"{name}.weight"], state[f"{name}.index"]
-        head = SubspaceLinear(weight, index, state[f"{name}.bias"], int(change["in_features"]), change["layout"])
+        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        head = SubspaceLinear(
+            own["weight"], own["index"], own["bias"], int(change["in_features"]), change["layout"],
+            order=own.get("order"), reorder=own.get("reorder"), rescore=int(change.get("rescore", 0)),
+            full=(own["full_weight"], own["full_bias"]) if "full_weight" in own else None,
+        )  # fmt: skip
         setattr(parent, leaf, head)
     elif isinstance(module, models.PadShortcut):
         module.source = [int(s) for s in change["source"]]

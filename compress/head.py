@@ -1,118 +1,319 @@
-"""The class-specific classifier as a stage: choose, truncate, measure; and the final layer's latency on its own."""
+"""The class-specific classifier as a stage: choose features, fit weights, lay out, rescore, measure."""
 
 import copy
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import SlimrankError, near
-from ..evaluate.accuracy import Accuracy, accuracy, predictor
+from ..errors import SlimrankError
+from ..evaluate.accuracy import predictor
 from ..evaluate.data import Data, Images
-from ..evaluate.latency import Comparison, compare
-from ..export.to_onnx import export
 from .checkpoint import Checkpoint
-from .subspace import LAYOUTS, SubspaceLinear, classifier, features, truncate, vote
+from .choosing import VOTING, centred, choose, saliency
+from .features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
+from .fitting import Trained, assemble, decisions, refitted, top1, trained, truncated
+from .head_latency import Timed, fastest_first, shape
+from .head_options import HeadOptions, HeadResult, default_k
+from .layers import ChannelMap
+from .subspace import SubspaceLinear
+from .surgery import cut
+from .tiling import Subspaces, cocluster, fold
 from .tracing import channel_map
 
-
-@dataclass(frozen=True)
-class HeadResult:
-    """A specialised head beside the dense one, on the same test images. `agreement`: share of equal decisions."""
-
-    layer: str
-    k1: int
-    k2: int
-    features: int
-    layout: str
-    images: int
-    top1_dense: float
-    top1_head: float
-    ratio: float
-    agreement: float
-    n: int
-    head_macs_before: int
-    head_macs_after: int
-    seconds: float
-    indices: list[list[int]] = field(repr=False)
-    latency: dict[str, Any] | None = None
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.layer}: {self.k2} of {self.features} features a class (k1={self.k1}, {self.images:,} training images), "
-            f"layout {self.layout}\n"
-            f"  top-1 dense {self.top1_dense:.4f} -> subspaces {self.top1_head:.4f} (r_A {self.ratio:.4f}) on {self.n:,} "
-            f"images, same decision on {self.agreement:.2%}\n"
-            f"  head MACs {self.head_macs_before:,} -> {self.head_macs_after:,}" + (f"\n  {self.note}" if self.note else "")
-        )
-
-
-def default_k(features: int) -> int:
-    """An eighth of the features, at least five (the paper's choice for CIFAR-10) where there are as many."""
-    return min(features, max(5, features // 8))
+GROUP_SIZES = (250, 125, 50, 25, 10, 5)  # classes a group that `auto` tries
+WIDTH = 16  # channels that ONNX Runtime pays for together: unread features are cut in such steps
 
 
 def specialize(
-    checkpoint: Checkpoint,
-    data: Data,
-    *,
-    k1: int | None = None,
-    k2: int | None = None,
-    layout: str = "auto",
-    batches: Sequence[int] = (1, 8, 32),
-    threads: int = 1,
-    provider: str = "cpu",
-    judge: Images | None = None,
+    checkpoint: Checkpoint, data: Data, options: HeadOptions, *, judge: Images | None = None
 ) -> tuple[Checkpoint, HeadResult]:
-    """Replace the classifier by the paper's class-specific subspaces (histogram, truncation).
+    """Replace the classifier by class-specific subspaces.
 
-    Features are chosen on the training split. `layout` auto measures the layouts against the dense layer in ONNX Runtime
-    and takes the fastest (geometric mean over `batches`). Accuracy is measured on `judge` (default: the test split).
-    Raises SlimrankError for k1 or k2 outside 1..features, and classifiers that are not nn.Linear.
+    Features are chosen and weights fitted on the training split; what is measured to decide anything (`auto`, training)
+    is measured on the validation split; the result is accuracy on `judge` (default: the test split). Raises
+    SlimrankError for what does not fit the classifier.
     """
-    start = time.perf_counter()
-    if layout not in ("auto", *LAYOUTS):
-        raise SlimrankError(f"no layout {layout!r}; {near(layout, ('auto', *LAYOUTS))}")
-    checkpoint = checkpoint.with_classes(data)
-    channels = channel_map(checkpoint.model, checkpoint.example())
-    dense = classifier(checkpoint.model, channels)
-    k2 = default_k(dense.in_features) if k2 is None else k2
-    k1 = k2 if k1 is None else k1
-    for name, k in (("k2", k2), ("k1", k1)):
-        if not 1 <= k <= dense.in_features:
-            raise SlimrankError(
-                f"--{name} is {k}, the classifier reads {dense.in_features} features; choose 1 to {dense.in_features}"
-            )
-    training = data.split("train")
-    votes = vote(features(checkpoint.model, channels.classifier, training.batches()), dense.out_features, k1)
-    index = votes.choose(k2)
-    head = truncate(dense, index)
-    timed, note = None, ""
-    if layout == "auto":
-        timed = time_heads({"linear": dense, **layouts(head)}, dense.in_features, batches, [threads], [provider])
-        layout, note = fastest(timed)
-    head.layout = layout
-    model = with_head(checkpoint.model, channels.classifier, head)
-    judge = judge or data.split("test")
-    before, after, agreement = side_by_side(checkpoint.model, model, judge, dense.out_features)
+    began = time.perf_counter()
+    options.check()
+    stage = Stage(checkpoint.with_classes(data), data, options)
+    head, spaces, training = stage.head()
+    model, folded, unread = stage.installed(head)
+    made = model.get_submodule(stage.layer)
+    assert isinstance(made, SubspaceLinear)
+    images = judge or data.split("test")
+    seen = cached(features(checkpoint.model, stage.layer, images.batches()))
+    dense = F.linear(seen.x, stage.dense.weight.detach(), stage.dense.bias).argmax(1)
+    whole = predictor(model)
+    ours = torch.cat([whole(x).argmax(1).cpu() for x, _ in images.batches()])
+    before, after = (float((d == seen.labels).double().mean()) for d in (dense, ours))
+    recall = None
+    if head.rescore:
+        recall = shortlist_recall(head, seen, dense)
     result = HeadResult(
-        layer=channels.classifier, k1=k1, k2=k2, features=dense.in_features, layout=layout, images=len(training),
-        top1_dense=before.top1, top1_head=after.top1, ratio=after.top1 / max(before.top1, 1e-12), agreement=agreement,
-        n=before.n, head_macs_before=dense.weight.numel(), head_macs_after=head.macs((dense.in_features,)),
-        seconds=time.perf_counter() - start, indices=index.tolist(),
-        latency=timed.to_dict() if timed else None, note=note,
+        layer=stage.layer, select=options.select if spaces.order is None and spaces.reorder is None else "blocks",
+        fit=options.fit, k1=stage.k1, k2=head.weight.shape[1], features=stage.m, layout=head.layout, groups=len(head.index),
+        tile=head.tile, folded=folded, rescore=head.rescore, images=stage.images, top1_dense=before, top1_head=after,
+        top1_dense_trained=stage.dense_trained(seen) if training else None, ratio=after / max(before, 1e-12),
+        agreement=float((dense == ours).double().mean()), shortlist_recall=recall, n=len(seen.labels),
+        head_macs_before=stage.dense.weight.numel(), head_macs_after=made.macs(()), features_cut=unread,
+        seconds=time.perf_counter() - began, indices=head.indices().tolist(),
+        training=asdict(training) if training else None, latency=stage.timed, note="; ".join(stage.notes),
     )  # fmt: skip
-    step = {"step": "specialize", "select": "histogram", "fit": "truncate", "k1": k1, "k2": k2, "layout": layout}
-    return checkpoint.then(model, **step), result
+    said = ("select", "fit", "k1", "k2", "layout", "groups", "tile", "rescore", "folded", "features_cut")
+    return stage.checkpoint.then(model, step="specialize", **{key: getattr(result, key) for key in said}), result
+
+
+class Stage:
+    """One classifier on its way to subspaces: statistics are gathered once, heads of any shape are made from them."""
+
+    def __init__(self, checkpoint: Checkpoint, data: Data, options: HeadOptions):
+        self.checkpoint, self.data, self.options = checkpoint, data, options
+        self.channels: ChannelMap = channel_map(checkpoint.model, checkpoint.example())
+        self.layer, self.dense = classifier(checkpoint.model, self.channels, options.layer)
+        self.classes, self.m = self.dense.weight.shape
+        self.place = (checkpoint.model, self.channels, self.layer, checkpoint.example(2))
+        self.notes: list[str] = []
+        self.timed: dict[str, Any] | None = None
+        for name, k in (("k2", options.k2), ("k1", options.k1)):
+            if isinstance(k, int) and not 1 <= k <= self.m:
+                raise SlimrankError(f"--{name} is {k}, the classifier reads {self.m} features; choose 1 to {self.m}")
+        if isinstance(options.rescore, int) and not 0 <= options.rescore <= self.classes:
+            raise SlimrankError(f"--rescore is {options.rescore}, the classifier has {self.classes} classes; choose 1 to that")
+        if options.layout == "tiled":
+            self.tile(options.k2 if isinstance(options.k2, int) else None)
+            if options.groups is not None and options.groups > self.classes:
+                raise SlimrankError(f"--groups is {options.groups}, the classifier has {self.classes} classes; choose fewer")
+        bias = torch.zeros(self.classes) if self.dense.bias is None else self.dense.bias.detach().cpu()
+        weight = self.dense.weight.detach().cpu()
+        # the paper truncates the dense weights; whatever is fitted leaves out what all classes share
+        self.target = (weight, bias) if options.fit == "truncate" else centred(weight, bias)
+        self.weight = weight
+        self.seen()
+
+    def seen(self) -> None:
+        """One pass over the training images; two where k1 is a coverage."""
+        o, train = self.options, self.data.split("train")
+        batches = lambda images: features(self.checkpoint.model, self.layer, images.batches())  # noqa: E731
+        k1 = o.k1
+        self.moments = Moments()
+        voting = o.select in VOTING and o.layout != "tiled"
+        if voting and isinstance(k1, float):
+            coverage = Coverage()
+            survey(batches(train), coverage.add)
+            k1 = coverage.least(k1)
+        if voting and k1 is None:
+            k1 = o.k2 if isinstance(o.k2, int) else default_k(self.m)
+        self.k1 = int(k1) if voting and k1 is not None else None
+        self.votes = Votes(self.classes, self.k1) if self.k1 is not None else None
+        keepers: list[Keeper] = [self.moments.add, *([self.votes.add] if self.votes else [])]
+        if o.fit == "train":
+            self.cache = cached(batches(train))
+            self.images = survey([(self.cache.x, self.cache.labels)], *keepers)
+        else:
+            self.images = survey(batches(train), *keepers)
+        self.judge: Cached = cached(batches(self.data.split("validation")))
+        least = self.images <= (o.k2 if isinstance(o.k2, int) else default_k(self.m))
+        if o.fit != "truncate" and least:
+            self.notes.append(f"only {self.images} images for the fit: a ridge holds it")
+        labels = self.cache.labels if o.fit == "train" else None
+        empty = self.votes.images == 0 if self.votes else None
+        if labels is not None:
+            empty = torch.bincount(labels, minlength=self.classes) == 0
+        if empty is not None and bool(empty.any()):
+            self.notes.append(f"{int(empty.sum())} classes without training images")
+
+    # -- one head --------------------------------------------------------------------------------------------------
+
+    def tile(self, k2: int | None) -> int:
+        """The width of a tile: as asked for, else the widest up to 16 that leaves a group at least four."""
+        asked = self.options.tile
+        wide = asked or next(t for t in (16, 8, 4, 2, 1) if (self.m % t == 0 and (k2 or default_k(self.m)) >= 4 * t) or t == 1)
+        if asked is None and k2 is not None:
+            while k2 % wide:
+                wide //= 2
+        if self.m % wide or (k2 is not None and k2 % wide):
+            raise SlimrankError(f"--tile {wide} does not divide --k2 {k2 or 'and'} and the classifier's {self.m} features")
+        return wide
+
+    def k2(self, layout: str) -> int:
+        """As asked for, else an eighth, in whole tiles."""
+        if isinstance(self.options.k2, int):
+            return self.options.k2
+        k, t = default_k(self.m), self.tile(None) if layout == "tiled" else 1
+        return max(t, k // t * t)
+
+    def spaces(self, layout: str, groups: int, k2: int, adjacent: bool) -> Subspaces:
+        if layout != "tiled":
+            return Subspaces(choose(self.options.select, self.weight.double(), self.moments, self.votes, k2))
+        worth = saliency(self.weight, self.moments)
+        return cocluster(worth, groups, self.tile(k2), k2, self.options.seed, adjacent=adjacent)
+
+    def fitted(self, spaces: Subspaces, layout: str, rescore: int = 0) -> tuple[SubspaceLinear, Trained | None]:
+        weight, bias = self.target
+        made = (
+            truncated(weight, bias, spaces) if self.options.fit == "truncate" else refitted(weight, bias, self.moments, spaces)
+        )
+        # a class at a time, the multiplied-out matrix trains faster than gathers
+        head = assemble(*made, spaces, self.m, layout if layout == "tiled" else "dense")
+        training = None
+        if self.options.fit == "train":
+            head, training = trained(head, self.target, self.cache, self.judge, seed=self.options.seed)
+        return self.laid_out(head, spaces, layout, rescore), training
+
+    def laid_out(self, head: SubspaceLinear, spaces: Subspaces, layout: str, rescore: int) -> SubspaceLinear:
+        """The same weights, in a layout, with or without rescoring."""
+        made = assemble(
+            head.weight.detach(),
+            head.bias.detach(),
+            spaces,
+            self.m,
+            layout,
+            full=self.target if rescore else None,
+            rescore=rescore,
+        )
+        return made.eval().requires_grad_(False)
+
+    def dense_trained(self, seen: Cached) -> float:
+        """Top-1 of the dense layer trained as the head was: the gap to it is what sparsity costs."""
+        linear = nn.Linear(self.m, self.classes)
+        linear.weight.data, linear.bias.data = (t.clone() for t in self.target)
+        made, _ = trained(linear, self.target, self.cache, self.judge, seed=self.options.seed)
+        return top1(made, seen)
+
+    # -- the choice ------------------------------------------------------------------------------------------------
+
+    def head(self) -> tuple[SubspaceLinear, Subspaces, Trained | None]:
+        """The head that the options describe; its layout the fastest that is accurate enough, where that is left open."""
+        o = self.options
+        if o.layout != "auto":
+            groups = o.groups or max(2, self.classes // 25) if o.layout == "tiled" else self.classes
+            return self.made(o.layout, groups, o.adjacent)
+        dense = top1(self.dense, self.judge)
+        found = self.by_the_clock()
+        for timed in found:
+            head, spaces, training = self.made(timed.layout, timed.groups, timed.adjacent)
+            reached = top1(head, self.judge)
+            if reached >= dense - o.max_drop:
+                self.notes.append(f"{timed}; validation top-1 {reached:.4f}, dense {dense:.4f}")
+                return head, spaces, training
+            if timed is found[-1]:
+                self.notes.append(
+                    f"{len(found)} layouts are faster than the dense layer, none within --max-drop {o.max_drop} of its "
+                    f"validation top-1 {dense:.4f} ({timed.name}: {reached:.4f})"
+                )
+        return self.made("dense", self.classes, False)
+
+    def by_the_clock(self) -> list[Timed]:
+        """Shapes that beat the dense layer at every batch size, fastest first; their weights do not matter to the clock."""
+        o, k2 = self.options, self.k2("gather")
+        t = self.tile(None) if o.k2 is None else self.tile(k2)
+        rescore = o.rescore if isinstance(o.rescore, int) else min(8, self.classes)
+        free = fold(*self.place, torch.arange(self.m).flip(0)) is not None
+        few = sorted({max(2, round(self.classes / size)) for size in GROUP_SIZES if size * 2 <= self.classes})
+        few = [g for g in ([o.groups] if o.groups else few) if g <= self.classes]
+        shapes = {"gather": Timed("gather", "gather", self.classes, False)}
+        for groups in few:
+            for adjacent in (True,) if o.adjacent else (True, False):
+                name = f"tiled, {groups} groups{' of adjacent classes' if adjacent else ''}"
+                shapes[name] = Timed(name, "tiled", groups, adjacent)
+        made = {
+            name: shape(
+                self.m, self.classes, max(t, k2 // t * t) if s.layout == "tiled" else k2, s.layout, groups=s.groups, tile=t,
+                ordered=not s.adjacent, reorder=s.layout == "tiled" and not free, rescore=rescore, seed=o.seed,
+            )
+            for name, s in shapes.items()
+        }  # fmt: skip
+        found, self.timed, told = fastest_first(shapes, made, self.m, self.classes, o.batches, o.threads, o.provider)
+        self.notes += [told] if told else []
+        return found
+
+    def made(self, layout: str, groups: int, adjacent: bool) -> tuple[SubspaceLinear, Subspaces, Trained | None]:
+        """A head of one shape: k2 and rescoring found where they are left open."""
+        o = self.options
+        k2 = self.k2(layout) if o.k2 != "auto" else self.smallest(layout, groups, adjacent)
+        spaces = self.spaces(layout, groups, k2, adjacent)
+        head, training = self.fitted(spaces, layout)
+        rescore = self.enough(head, spaces, layout) if o.rescore == "auto" else int(o.rescore)
+        return (self.laid_out(head, spaces, layout, rescore) if rescore else head), spaces, training
+
+    def smallest(self, layout: str, groups: int, adjacent: bool) -> int:
+        """The smallest k2 whose validation top-1 stays within --max-drop of the dense layer's, by bisection."""
+        o = self.options
+        step = self.tile(None) if layout == "tiled" else 1
+        floor = top1(self.dense, self.judge) - o.max_drop
+
+        def holds(count: int) -> bool:
+            head, _ = self.fitted(self.spaces(layout, groups, count * step, adjacent), layout)
+            return top1(head, self.judge) >= floor
+
+        low, high = 0, self.m // step
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        self.notes.append(f"k2 {high * step} is the smallest within --max-drop {o.max_drop} on validation")
+        return high * step
+
+    def enough(self, head: SubspaceLinear, spaces: Subspaces, layout: str) -> int:
+        """The smallest N whose rescored decisions agree with the dense layer's as asked for, on validation."""
+        dense = F.linear(self.judge.x, *self.target).argmax(1)
+
+        def holds(count: int) -> bool:
+            tried = decisions(self.laid_out(head, spaces, layout, count), self.judge)
+            return float((tried == dense).double().mean()) >= self.options.agreement
+
+        high = 1
+        while high < self.classes and not holds(high):
+            high = min(self.classes, 2 * high)
+        low = high // 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        self.notes.append(f"{high} classes rescored for {self.options.agreement:.1%} of the dense decisions on validation")
+        return high
+
+    # -- into the network ------------------------------------------------------------------------------------------
+
+    def installed(self, head: SubspaceLinear) -> tuple[nn.Module, bool, int]:
+        """The network with the head: feature order folded into the layers before where that can be, unread features cut."""
+        model, folded, head = self.checkpoint.model, False, copy.deepcopy(head)
+        if head.reorder is not None:
+            other = fold(*self.place, head.reorder)
+            if other is not None:
+                model, folded = other, True
+                head.reorder = None
+            else:
+                self.notes.append("the features' order cannot be written into the layers before; they are copied into it")
+        made = with_head(model, self.layer, head.to(next(model.parameters()).device).requires_grad_(True))
+        made, unread = (made, 0) if head.rescore or head.layout == "tiled" else self.without_unread(made, head)
+        return made, folded, unread
+
+    def without_unread(self, model: nn.Module, head: SubspaceLinear) -> tuple[nn.Module, int]:
+        """Cut channels that nothing reads any more, in steps that ONNX Runtime pays for; a residual trunk is read by others."""
+        units = self.channels.reads[self.layer]
+        group = next((g for g in self.channels.groups if g.offset <= int(units[0]) < g.offset + g.units), None)
+        if group is None or not group.prunable or len(set(units.tolist())) != len(units) or len(units) != group.units:
+            return model, 0
+        if self.channels.readers(group) != [self.layer]:
+            return model, 0
+        read = torch.zeros(self.m, dtype=torch.bool)
+        read[head.index.flatten()] = True
+        read[torch.tensor([i for i, u in enumerate(units.tolist()) if u - group.offset in group.fixed], dtype=torch.long)] = (
+            True
+        )
+        width = -(-int(read.sum()) // WIDTH) * WIDTH
+        if width >= self.m:
+            return model, 0
+        spread = self.moments.covariance.diagonal().masked_fill(read, torch.inf)
+        keep = torch.zeros(self.m, dtype=torch.bool)
+        keep[spread.topk(width).indices] = True
+        again = channel_map(model, self.checkpoint.example())
+        gone = again.removed({})
+        gone[again.reads[self.layer][~keep]] = True
+        return cut(model, again, gone), self.m - width
 
 
 def with_head(model: nn.Module, layer: str, head: nn.Module) -> nn.Module:
@@ -123,108 +324,10 @@ def with_head(model: nn.Module, layer: str, head: nn.Module) -> nn.Module:
     return model
 
 
-def layouts(head: SubspaceLinear) -> dict[str, nn.Module]:
-    """The same head in every layout."""
-    made: dict[str, nn.Module] = {}
-    for layout in LAYOUTS:
-        other = copy.deepcopy(head)
-        other.layout = layout
-        made[layout] = other
-    return made
-
-
-def side_by_side(model: nn.Module, other: nn.Module, images: Images, classes: int) -> tuple[Accuracy, Accuracy, float]:
-    """Accuracy of both, and the share of images on which they decide alike."""
-    decisions: list[list[Tensor]] = [[], []]
-
-    def noting(predict, into: list[Tensor]):
-        def both(x: Tensor) -> Tensor:
-            logits = predict(x)
-            into.append(logits.argmax(1))
-            return logits
-
-        return both
-
-    found = [
-        accuracy(noting(predictor(m), into), images.batches(), classes)
-        for m, into in zip((model, other), decisions, strict=True)
-    ]
-    same = (torch.cat(decisions[0]) == torch.cat(decisions[1])).float().mean()
-    return found[0], found[1], float(same)
-
-
-def time_heads(
-    heads: dict[str, nn.Module],
-    features: int,
-    batches: Sequence[int],
-    threads: Sequence[int],
-    providers: Sequence[str],
-    seconds: float = 0.3,
-) -> Comparison:
-    """Latency of final layers on their own, input [batch, features], in one interleaved run; the first is the rival."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {
-            name: export(head, torch.zeros(1, features), Path(folder) / f"{name}.onnx", {}) for name, head in heads.items()
-        }
-        return compare(paths, providers=providers, batches=batches, threads=threads, seconds=seconds)
-
-
-def fastest(timed: Comparison) -> tuple[str, str]:
-    """The layout to write, and one line on how it stands against the dense layer.
-
-    `gather` is taken where its geometric mean over the settings beats the dense layer and no setting is slower beyond
-    noise; else `dense`, which is the dense layer's own product with zeros in it.
-    """
-    speedups = torch.tensor([s["speedup"] for s in timed.speedups if s["model"] == "gather"])
-    mean, worst = float(speedups.log().mean().exp()), float(speedups.min())
-    told = f"gathered subspaces run at {mean:.2f}x the dense layer's speed, {worst:.2f}x at worst"
-    if mean > 1.05 and worst >= 0.95:
-        return "gather", told
-    return "dense", f"no layout beats the dense layer by the clock: {told}"
-
-
-def random_heads(features: int, classes: int, k: int, seed: int = 0) -> dict[str, nn.Module]:
-    """A dense layer and the same layer truncated to its k largest weights a class, in every layout."""
-    if features < 1 or classes < 1:
-        raise SlimrankError(f"--features {features} and --classes {classes} must be at least 1")
-    if not 1 <= k <= features:
-        raise SlimrankError(f"--k is {k}, must lie in 1..{features}, the number of --features")
-    torch.manual_seed(seed)
-    dense = nn.Linear(features, classes)
-    index = dense.weight.detach().abs().topk(k, 1).indices.sort(1).values
-    return {"linear": dense, **layouts(truncate(dense, index))}
-
-
-def bench(
-    checkpoint: Checkpoint | None, features: int, classes: int, k: int, layout: Sequence[str],
-    *, batches: Sequence[int], threads: Sequence[int], providers: Sequence[str], seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    """`bench-head`: the final layer alone. A checkpoint's own (specialised, or dense and truncated to its k largest
-    weights a class: the time does not depend on which), or a random one of `features` x `classes`."""
-    for name in layout:
-        if name not in LAYOUTS:
-            raise SlimrankError(f"no layout {name!r}; {near(name, LAYOUTS)}")
-    if checkpoint is None:
-        heads = random_heads(features, classes, k, seed)
-    else:
-        channels = channel_map(checkpoint.model, checkpoint.example())
-        found = checkpoint.model.get_submodule(channels.classifier)
-        if isinstance(found, SubspaceLinear):
-            dense = nn.Linear(found.in_features, found.out_features)
-            heads, k = {"linear": dense, **layouts(found)}, found.weight.shape[1]
-        else:
-            dense = classifier(checkpoint.model, channels)
-            heads = random_heads(dense.in_features, dense.out_features, min(k, dense.in_features), seed)
-        features, classes = dense.in_features, dense.out_features
-    chosen = {"linear": heads["linear"], **{name: heads[name] for name in layout}}
-    timed = time_heads(chosen, features, batches, threads, providers, seconds=0.5)
-    base = {(r.provider, r.batch, r.threads): r.median_ms for r in timed.results if r.model == "linear"}
-    rows = [
-        {
-            "layout": r.model, "provider": r.provider, "batch": r.batch, "threads": r.threads,
-            "median_us": 1e3 * r.median_ms, "speedup": base[r.provider, r.batch, r.threads] / r.median_ms,
-        }
-        for r in timed.results
-    ]  # fmt: skip
-    table = f"{features} features, {classes} classes, {k} features a class; `linear` is the dense layer\n{timed}"
-    return {"features": features, "classes": classes, "k": k, "results": rows, "machine": timed.machine, "table": table}
+def shortlist_recall(head: SubspaceLinear, seen: Cached, dense: Tensor) -> float:
+    """Share of images whose dense decision is among the classes that the subspaces choose for rescoring."""
+    plain = copy.copy(head)
+    plain.rescore = 0
+    with torch.inference_mode():
+        best = torch.cat([plain(x).topk(head.rescore, 1).indices for x in seen.x.split(1000)])
+    return float((best == dense[:, None]).any(1).double().mean())

@@ -101,6 +101,11 @@ class PadShortcut(nn.Module):
         self.source = [new[s] if s >= 0 else -1 for s, kept in zip(self.source, keep_out.tolist(), strict=True) if kept]
         self.in_channels = int(keep_in.sum())
 
+    def permute_channels(self, from_in: Tensor, from_out: Tensor) -> None:
+        """Channel i of the input is what channel from_in[i] was; channel j of the output becomes what from_out[j] was."""
+        place = from_in.argsort().tolist()
+        self.source = [place[self.source[j]] if self.source[j] >= 0 else -1 for j in from_out.tolist()]
+
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
         used = [s for s in self.source if s >= 0]

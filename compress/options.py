@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from ..errors import SlimrankError, near
 from ..evaluate.latency import check_settings
 from .cutting import Cut
+from .head_options import HeadOptions
 from .rankers import DATA_FREE, ranker
 from .recipe import Recipe
 
-HEADS = ("auto", "linear", "gather")
+HEADS = ("auto", "linear", "gather", "tiled")
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,11 @@ class Options:
     precision: str = "auto"
     distill: bool = False
     head: str = "auto"
-    k1: int | None = None
-    k2: int | None = None
+    select: str = "omp"
+    fit: str = "train"
+    k1: int | float | None = None
+    k2: int | str | None = None
+    rescore: int | str = 0
     batch: tuple[int, ...] = (1, 8, 32)
     threads: tuple[int, ...] = (1,)
     providers: tuple[str, ...] = ("cpu",)
@@ -65,6 +69,14 @@ class Options:
             self.protect, self.min_filters, self.timed, self.batch, self.threads[0], self.providers[0],
         )  # fmt: skip
 
+    @property
+    def subspaces(self) -> HeadOptions:
+        """The head; k2 auto finds the smallest within a hundredth of top-1."""
+        return HeadOptions(
+            select=self.select, fit=self.fit, layout="auto" if self.head == "linear" else self.head, k1=self.k1, k2=self.k2,
+            rescore=self.rescore, batches=self.batch, threads=self.threads[0], provider=self.providers[0], seed=self.seed,
+        )  # fmt: skip
+
     def check(self) -> None:
         check_settings(self.providers, self.batch, self.threads)
         self.cut.check()
@@ -76,8 +88,9 @@ class Options:
             raise SlimrankError("--max-drop, --steps and --distill need images; add --data")
         if self.head not in HEADS:
             raise SlimrankError(f"no head {self.head!r}; {near(self.head, HEADS)}")
+        self.subspaces.check()
         if self.data is None and self.ranker not in DATA_FREE:
             raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
-        if self.data is None and (self.rivals or self.head == "gather"):
-            raise SlimrankError("--rivals and --head gather need images; add --data")
+        if self.data is None and (self.rivals or self.head in ("gather", "tiled")):
+            raise SlimrankError("--rivals and --head gather or tiled need images; add --data")
         self.recipe(max(1, self.epochs) if self.epochs >= 0 else self.epochs, self.lr).check()

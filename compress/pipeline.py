@@ -41,8 +41,6 @@ from .selection import uniform
 from .surgery import prune
 from .tracing import channel_map
 
-HEAD_KEEPS = 0.99  # of the dense top-1 on validation, for the automatic head
-
 
 def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -> "Run":
     """Open DIR for this checkpoint and these options; an unfinished run of the same goes on.
@@ -95,7 +93,7 @@ class Run:
         channels = self.least()
         head = self.input.model.get_submodule(channels.classifier)
         for name, k in (("k1", options.k1), ("k2", options.k2)):
-            if k is not None and not 1 <= k <= getattr(head, "in_features", k):
+            if isinstance(k, int) and not 1 <= k <= getattr(head, "in_features", k):
                 raise SlimrankError(f"--{name} is {k}, the classifier reads {head.in_features} features; choose 1 to that")
 
     def finish(self, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -314,13 +312,11 @@ class Run:
             return {"head": "linear", "says": f"classifier kept: {why}"}
         assert self.data is not None
         left = getattr(head, "in_features", 0)  # pruning may have left fewer features than k1 or k2
-        k1, k2 = (k if k is None else min(k, left) for k in (o.k1, o.k2))
-        made, result = specialize(
-            tuned, self.data, k1=k1, k2=k2, layout="auto" if o.head == "auto" else "gather",
-            batches=o.batch, threads=o.threads[0], provider=o.providers[0], judge=self.data.validation,
-        )  # fmt: skip
+        k1 = min(o.k1, left) if isinstance(o.k1, int) else o.k1
+        k2 = min(o.k2, left) if isinstance(o.k2, int) else o.k2
+        made, result = specialize(tuned, self.data, replace(o.subspaces, k1=k1, k2=k2), judge=self.data.split("validation"))
         result = replace(result, indices=self.original(result.indices))
-        takes = o.head == "gather" or (result.layout == "gather" and result.ratio >= HEAD_KEEPS)
+        takes = o.head != "auto" or result.layout != "dense"
         save(made if takes else tuned, self.out / "slim.safetensors")
         why = f"{result.ratio:.1%} of its top-1 on validation; {result.note or 'asked for'}"
         says = f"{result.k2} of {result.features} features a class, {'taken' if takes else 'dense classifier kept'}: {why}"

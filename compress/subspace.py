@@ -1,149 +1,191 @@
-"""Class-specific subspaces: each class keeps the few features it lives on (Badola et al., "Decomposing the Deep").
+"""A linear layer in which a class reads only some of the features (Badola et al., "Decomposing the Deep"), and its layouts.
 
-Selection: for each training image of a class, the k1 features largest in |x| at the input of the classifier vote; J_y,
-the k2 features with most votes, are the class's subspace (Algorithm 1). Truncation: logit_y = sum over J_y of
-W[y, j] x[j] + b_y, the dense weights as they are.
+The classes are divided into groups; the classes of a group read the same k features. The paper's decomposed classifier is
+the case of one class a group. What makes a group fast is that its features lie in tiles of adjacent ones: then a copy of a
+few tiles and one small dense product serve the whole group.
 """
-
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import SlimrankError, near
-from .layers import ChannelMap, captured
 
-LAYOUTS = ("dense", "gather")
+LAYOUTS = ("dense", "gather", "tiled")
+
+
+def sizes(classes: int, groups: int) -> list[int]:
+    """Classes divided into groups as evenly as can be; the larger groups come first."""
+    least, more = divmod(classes, groups)
+    return [least + 1] * more + [least] * (groups - more)
 
 
 class SubspaceLinear(nn.Module):
-    """A linear layer whose class y reads only the features `index[y]`: weight [classes, k], index [classes, k].
+    """Linear layer of `in_features` features, the classes of group g reading the features `index[g]`.
 
-    Layouts are exact rewritings of one another: `gather` reads k features a class (k MACs a class), `dense` writes the
-    weights back into a [classes, features] matrix with zeros (no fewer MACs).
+    weight [classes, k] and bias [classes] lie group after group, group sizes are `sizes(classes, groups)`; index
+    [groups, k] rises within a group. `order` [classes]: the class of each row (None: rows are classes in their order).
+    `reorder` [in_features]: the input feature that comes to each place before anything is read (None: as they come).
+
+    Layouts are exact rewritings of one another: `dense` writes the weights back into a [classes, features] matrix with
+    zeros (no fewer MACs), `gather` reads k features for each class and multiplies them alone, `tiled` copies each group's
+    tiles and multiplies them densely, a group at a time.
+
+    `rescore` N: the N classes with the largest subspace logits are given the logits of `full_weight` [classes, in_features]
+    and `full_bias` (rows as in weight) instead: N * in_features MACs more an image.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter
     index: Tensor
+    order: Tensor | None
+    reorder: Tensor | None
+    full_weight: Tensor | None
+    full_bias: Tensor | None
+    tile: int  # how many adjacent features are copied at once
+    _tiles: Tensor
+    _back: Tensor | None
 
-    def __init__(self, weight: Tensor, index: Tensor, bias: Tensor, in_features: int, layout: str = "gather"):
+    def __init__(
+        self,
+        weight: Tensor,
+        index: Tensor,
+        bias: Tensor,
+        in_features: int,
+        layout: str = "gather",
+        *,
+        order: Tensor | None = None,
+        reorder: Tensor | None = None,
+        full: tuple[Tensor, Tensor] | None = None,
+        rescore: int = 0,
+    ):
         super().__init__()
         if layout not in LAYOUTS:
             raise SlimrankError(f"no layout {layout!r}; {near(layout, LAYOUTS)}")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < in_features:
             raise SlimrankError(f"subspace indices must lie in 0..{in_features - 1}")
-        self.in_features, self.layout = in_features, layout
+        if not 0 <= rescore <= len(weight):
+            raise SlimrankError(f"--rescore is {rescore}, the classifier has {len(weight)} classes; choose 1 to {len(weight)}")
+        if rescore and full is None:
+            raise SlimrankError("--rescore needs the dense layer's weights; specialise the dense checkpoint")
+        self.in_features, self.layout, self.rescore = in_features, layout, rescore
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = nn.Parameter(bias.detach().clone())
         self.register_buffer("index", index.detach().clone())
+        self.register_buffer("order", None if order is None else order.detach().clone())
+        self.register_buffer("reorder", None if reorder is None else reorder.detach().clone())
+        self.register_buffer("full_weight", full[0].detach().clone() if full and rescore else None)
+        self.register_buffer("full_bias", full[1].detach().clone() if full and rescore else None)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """What forward() needs and the index tells: the tiles' width and numbers, and each class's row."""
+        self.tile = self._tile()
+        self.register_buffer("_tiles", self.index[:, :: self.tile].reshape(-1) // self.tile, persistent=False)
+        self.register_buffer("_back", None if self.order is None else self.order.argsort(), persistent=False)
 
     @property
     def out_features(self) -> int:
         return self.weight.shape[0]
 
+    @property
+    def sizes(self) -> list[int]:
+        return sizes(len(self.weight), len(self.index))
+
+    def indices(self) -> Tensor:
+        """[classes, k]: the input features that each class reads, classes in their own order, rising."""
+        wide = self.wide()
+        rows = (wide if self.reorder is None else self.reorder[wide]).sort(1).values
+        return rows if self._back is None else rows[self._back]
+
+    def wide(self) -> Tensor:
+        """[classes, k]: the index of every row."""
+        if len(self.index) == len(self.weight):
+            return self.index
+        return torch.cat([row.expand(size, -1) for row, size in zip(self.index, self.sizes, strict=True)])
+
+    def _tile(self) -> int:
+        """The largest power of two in whose aligned runs every group reads."""
+        t = 1
+        while self.in_features % (2 * t) == 0 and self.index.shape[1] % (2 * t) == 0:
+            runs = self.index.view(len(self.index), -1, 2 * t)
+            if not bool((runs == runs[..., :1] // (2 * t) * (2 * t) + torch.arange(2 * t, device=runs.device)).all()):
+                break
+            t *= 2
+        return t
+
     def macs(self, _input_shape: tuple[int, ...]) -> int:
-        return self.weight.numel() if self.layout == "gather" else self.out_features * self.in_features
+        own = self.out_features * self.in_features if self.layout == "dense" else self.weight.numel()
+        return own + self.rescore * self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
+        placed = x if self.reorder is None else _rows(x, self.reorder)
         if self.layout == "dense":
-            return F.linear(x, self.dense_weight(), self.bias)
-        gathered = x.index_select(1, self.index.reshape(-1)).view(-1, *self.index.shape)
+            y = F.linear(x, self.dense_weight(), self.bias if self._back is None else self.bias[self._back])
+            if not self.rescore:
+                return y
+            y = y if self.order is None else _rows(y, self.order)
+        else:
+            y = self._tiled(placed) if self.layout == "tiled" else self._gather(placed)
+        if self.rescore:
+            y = self._rescored(placed, y)
+        return y if self._back is None else _rows(y, self._back)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        index = self.wide()
+        gathered = x.index_select(1, index.reshape(-1)).view(-1, *index.shape)
         return (gathered * self.weight).sum(-1) + self.bias
 
+    def _tiled(self, x: Tensor) -> Tensor:
+        groups, k = self.index.shape
+        copied = x.view(-1, self.in_features // self.tile, self.tile).index_select(1, self._tiles).view(-1, groups * k)
+        parts = zip(copied.split(k, 1), self.weight.split(self.sizes), self.bias.split(self.sizes), strict=True)
+        return torch.cat([F.linear(part, weight, bias) for part, weight, bias in parts], 1)
+
+    def _rescored(self, x: Tensor, y: Tensor) -> Tensor:
+        assert self.full_weight is not None
+        assert self.full_bias is not None
+        best = y.topk(self.rescore, 1, sorted=False).indices
+        rows = self.full_weight.index_select(0, best.flatten()).view(-1, self.rescore, self.in_features)
+        bias = self.full_bias.index_select(0, best.flatten()).view(-1, self.rescore)
+        exact = (x.unsqueeze(1) @ rows.transpose(1, 2)).squeeze(1) + bias
+        return y.scatter(1, best, exact.to(y.dtype))
+
     def dense_weight(self) -> Tensor:
-        """[classes, features], zero outside the subspaces."""
-        zeros = self.weight.new_zeros(self.out_features, self.in_features)
-        return zeros.scatter_add(1, self.index, self.weight)
+        """[classes, features], both in their own order, zero outside the subspaces."""
+        index = self.wide() if self.reorder is None else self.reorder[self.wide()]
+        made = self.weight.new_zeros(self.out_features, self.in_features).scatter_add(1, index, self.weight)
+        return made if self._back is None else made[self._back]
 
     def slice_channels(self, keep_in: Tensor, keep_out: Tensor) -> None:
-        """Cut features (their weights become zero, their index points at a kept one) and classes."""
-        if not bool(keep_in.all()):
-            new = (torch.cumsum(keep_in.long(), 0) - 1).clamp_min(0).to(self.index.device)
-            alive = keep_in.to(self.index.device)[self.index]
-            self.weight = nn.Parameter(self.weight.detach() * alive)
-            self.index = new[self.index] * alive
-            self.in_features = int(keep_in.sum())
+        """Cut features: their weights become zero, their index points at a kept one. Classes are never cut."""
         if not bool(keep_out.all()):
-            rows = keep_out.to(self.index.device)
-            self.weight, self.bias = nn.Parameter(self.weight.detach()[rows]), nn.Parameter(self.bias.detach()[rows])
-            self.index = self.index[rows]
+            raise SlimrankError("classes of a specialised classifier cannot be cut")
+        if bool(keep_in.all()):
+            return
+        keep = keep_in.to(self.index.device)
+        if self.reorder is not None:
+            place = torch.cumsum(keep.long(), 0) - 1
+            kept = keep[self.reorder]
+            self.reorder, keep = place[self.reorder[kept]], kept
+        new = (torch.cumsum(keep.long(), 0) - 1).clamp_min(0)
+        alive = keep[self.index]
+        of_rows = alive.repeat_interleave(torch.tensor(self.sizes, device=alive.device), 0)
+        self.weight = nn.Parameter(self.weight.detach() * of_rows)
+        self.index = new[self.index] * alive
+        if self.full_weight is not None:
+            self.full_weight = self.full_weight[:, keep]
+        self.in_features = int(keep.sum())
+        self._arrange()
 
     def extra_repr(self) -> str:
-        return f"{self.in_features} -> {self.weight.shape[1]} of them a class -> {self.out_features}, {self.layout}"
+        groups = "" if len(self.index) == self.out_features else f" in {len(self.index)} groups"
+        again = f", {self.rescore} rescored" if self.rescore else ""
+        return (
+            f"{self.in_features} -> {self.index.shape[1]} of them a class -> {self.out_features}{groups}, {self.layout}{again}"
+        )
 
 
-@dataclass(frozen=True)
-class Votes:
-    """What Algorithm 1 counts: `histogram` [classes, features], and the summed |x| per class, both over `images`."""
-
-    histogram: Tensor
-    mass: Tensor
-    images: Tensor  # [classes]
-    k1: int
-
-    def choose(self, k2: int) -> Tensor:
-        """int64 [classes, k2], rising: the features with most votes; ties by summed mass, then by lower index.
-
-        Bins without a vote follow by largest mean |x|.
-        """
-        features = self.histogram.shape[1]
-        if not 1 <= k2 <= features:
-            raise SlimrankError(f"--k2 is {k2}, the classifier reads {features} features; choose 1 to {features}")
-        mean = self.mass / self.images[:, None].clamp_min(1)
-        by_mass = torch.argsort(mean, dim=1, descending=True, stable=True)
-        votes = self.histogram.gather(1, by_mass)
-        order = by_mass.gather(1, torch.argsort(votes, dim=1, descending=True, stable=True))
-        return order[:, :k2].sort(1).values
-
-
-def vote(features: Iterable[tuple[Tensor, Tensor]], classes: int, k1: int) -> Votes:
-    """Algorithm 1's histogram from batches of (features [images, m], labels [images]); memory O(classes * m)."""
-    histogram = mass = None
-    images = torch.zeros(classes, dtype=torch.long)
-    for x, labels in features:
-        size = x.abs().double().cpu()
-        labels = labels.cpu()
-        if not 1 <= k1 <= size.shape[1]:
-            raise SlimrankError(f"--k1 is {k1}, the classifier reads {size.shape[1]} features; choose 1 to {size.shape[1]}")
-        if histogram is None or mass is None:
-            histogram = torch.zeros(classes, size.shape[1], dtype=torch.long)
-            mass = torch.zeros(classes, size.shape[1], dtype=torch.float64)
-        best = torch.argsort(size, dim=1, descending=True, stable=True)[:, :k1]
-        histogram.index_put_((labels[:, None].expand_as(best), best), torch.ones_like(best), accumulate=True)
-        mass.index_add_(0, labels, size)
-        images += torch.bincount(labels, minlength=classes)
-    if histogram is None or mass is None:
-        raise SlimrankError("no training images to choose features from; check --data")
-    return Votes(histogram, mass, images, k1)
-
-
-def classifier(model: nn.Module, channels: ChannelMap) -> nn.Linear:
-    """The last linear layer, the one whose outputs are the classes."""
-    module = model.get_submodule(channels.classifier)
-    if isinstance(module, SubspaceLinear):
-        raise SlimrankError("the classifier is specialised already; specialise the checkpoint it came from")
-    if not isinstance(module, nn.Linear):
-        kind = type(module).__name__
-        raise SlimrankError(f"the classifier {channels.classifier} is a {kind}; only nn.Linear can be specialised so far")
-    return module
-
-
-def features(model: nn.Module, layer: str, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
-    """What a layer reads, batch by batch: ([images, m], labels)."""
-    model.eval()
-    with torch.inference_mode(), captured(model, [layer]) as seen:
-        for images, labels in tqdm(batches, desc="features", leave=False, disable=None):
-            model(images)
-            yield seen[layer], labels
-
-
-def truncate(dense: nn.Linear, index: Tensor, layout: str = "gather") -> SubspaceLinear:
-    """The paper's decomposed head: the dense weights at the chosen features, nothing refitted."""
-    weight = dense.weight.detach()
-    bias = dense.bias.detach() if dense.bias is not None else weight.new_zeros(len(weight))
-    index = index.to(weight.device)
-    return SubspaceLinear(weight.gather(1, index), index, bias, dense.in_features, layout)
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[:, index]; ONNX Runtime copies whole rows of the transpose far faster than single numbers of every image."""
+    return x.t().index_select(0, index).t()

@@ -119,3 +119,24 @@ def curves(points: dict[str, list[list[float]]], columns: int = 4) -> str:
     figure.supxlabel("share of the layer's filters removed", fontsize=7)
     figure.supylabel("top-1", fontsize=7)
     return _svg(figure)
+
+
+def heat(values: list[list[float]], rows: list[int], columns: list[int], down: str, across: str, title: str) -> str:
+    """A heat map as SVG, every cell with its figure (a share, shown in percent)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.4 + 0.8 * len(columns), 1.2 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(values, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(columns)), [str(c) for c in columns])
+    axes.set_yticks(range(len(rows)), [str(r) for r in rows])
+    axes.set_xlabel(across)
+    axes.set_ylabel(down)
+    axes.set_title(title, fontsize=9)
+    middle = (min(map(min, values)) + max(map(max, values))) / 2
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            axes.text(
+                j, i, f"{100 * value:.1f}", ha="center", va="center", color="black" if value > middle else "white", fontsize=8
+            )
+    return _svg(figure)

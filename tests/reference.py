@@ -141,3 +141,17 @@ def dirichlet_kl(phi: torch.Tensor, alpha: torch.Tensor) -> float:
     a, b = phi.double(), alpha.double()
     total = torch.lgamma(a.sum()) - torch.lgamma(a).sum() - torch.lgamma(b.sum()) + torch.lgamma(b).sum()
     return float(total + ((a - b) * (torch.digamma(a) - torch.digamma(a.sum()))).sum())
+
+
+def orthogonal_pursuit(x, w, k: int) -> list[int]:
+    """Greedy: in each step the feature whose addition leaves the smallest squared error of the logit, refitted afresh."""
+    x = x - x.mean(0)
+    logit = x @ w
+    chosen: list[int] = []
+    for _ in range(k):
+        errors = {}
+        for j in set(range(x.shape[1])) - set(chosen):
+            part = x[:, [*chosen, j]]
+            errors[j] = float((logit - part @ torch.linalg.lstsq(part, logit[:, None]).solution[:, 0]).square().sum())
+        chosen.append(min(errors, key=errors.__getitem__))
+    return sorted(chosen)

@@ -14,15 +14,17 @@ from slimrank.compress import models
 from slimrank.compress.checkpoint import Checkpoint, load, save
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.selection import select
-from slimrank.compress.subspace import truncate
 from slimrank.compress.surgery import prune
 from slimrank.compress.tracing import channel_map
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import Preprocessing
 
+from .toy_models import decomposed
+
 FRESH = """
 import sys, torch
 from slimrank.compress.checkpoint import load
+
 c = load(sys.argv[1])
 assert "torch_pruning" not in sys.modules
 x = torch.randn(3, *c.preprocessing.shape, generator=torch.Generator().manual_seed(1))
@@ -41,7 +43,7 @@ def pruned(name: str, arguments: dict | None = None, size: int = 64, head: bool 
     if head:
         dense = smaller.get_submodule(channels.classifier)
         index = torch.stack([torch.randperm(dense.in_features)[:6] for _ in range(dense.out_features)]).sort(1).values
-        smaller.linear = truncate(dense, index)
+        smaller.linear = decomposed(dense, index)
     preprocessing = Preprocessing.default(shape[0], size)
     return Checkpoint(smaller, name, arguments or {}, preprocessing, None, [{"step": "prune", "note": "größer"}])
 

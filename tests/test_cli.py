@@ -205,6 +205,39 @@ def test_gathered_head_can_be_forced(capsys, tmp_path, trained):
     assert "SubspaceLinear" in str(load(tmp_path / "g" / "slim.safetensors").model)
 
 
+def test_heads_of_every_kind(capsys, tmp_path, trained):
+    """Each choice, fit and layout once; what is reported is what the written network does."""
+    digits = ("--data", "digits")
+    for number, words in enumerate((
+        ("--select", "histogram", "--fit", "truncate", "--k1", "coverage:0.9", "--k2", 6, "--layout", "gather",
+         "--sweep", "3,6"),
+        ("--select", "contribution", "--fit", "refit", "--k2", "auto", "--max-drop", 0.05, "--layout", "dense"),
+        ("--layout", "tiled", "--groups", 3, "--tile", 1, "--k2", 8, "--rescore", "auto", "--agreement", 0.97),
+        ("--layout", "tiled", "--adjacent", "--groups", 2, "--fit", "refit", "--rescore", 10, "--layer", "classifier.4"),
+    )):  # fmt: skip
+        out = tmp_path / f"{number}.safetensors"
+        if "--layer" in words:
+            words = (*words[:-1], run(capsys, "inspect", trained)["classifier"])
+        found = run(capsys, "specialize", trained, *digits, *words, "-o", out)
+        assert run(capsys, "evaluate", out, *digits)["top1"] == pytest.approx(found["top1_head"], abs=1e-9)
+        if number == 0:
+            assert len(found["sweep"]["top1"]) == 2
+            assert out.with_suffix(".svg").exists()
+            assert 1 <= found["k1"] <= 25
+        elif number == 1:
+            assert found["k2"] < 25
+        elif number == 2:
+            assert found["groups"] == 3
+            assert found["top1_dense_trained"] is not None
+            assert found["shortlist_recall"] >= found["agreement"] - 1e-9
+            again = run(capsys, "finetune", out, *digits, "--epochs", 1, "-o", tmp_path / "joint.safetensors")
+            assert again["top1_before"] == pytest.approx(found["top1_head"], abs=1e-9)
+            exported = run(capsys, "export", tmp_path / "joint.safetensors", *digits, "-o", tmp_path / "joint.onnx")
+            assert exported["agreement"] == 1.0
+        else:
+            assert found["agreement"] == 1.0
+
+
 @pytest.mark.parametrize("after", [1, 3, 5])
 def test_compress_killed_goes_on(tmp_path, trained, after):
     """SIGKILL after a number of stages; the second run skips them and ends with the same decisions."""
@@ -299,6 +332,16 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("prune", trained, "--macs", 0.5, "--scores", tmp_path / "none.json", *out), "cannot read"),
         (("specialize", trained, *digits, "--k2", 26, *out), "25 features"),
         (("specialize", trained, *digits, "--layout", "tile", *out), "no layout"),
+        (("specialize", trained, *digits, "--select", "best", *out), "--select"),
+        (("specialize", trained, *digits, "--fit", "magic", *out), "--fit"),
+        (("specialize", trained, *digits, "--layer", "conv1", *out), "does not give the classes"),
+        (("specialize", trained, *digits, "--rescore", 11, *out), "10 classes"),
+        (("specialize", trained, *digits, "--layout", "tiled", "--tile", 4, *out), "25 features"),
+        (("specialize", trained, *digits, "--layout", "gather", "--groups", 2, *out), "has none"),
+        (("specialize", trained, *digits, "--agreement", 2, *out), "--agreement"),
+        (("specialize", trained, *digits, "--select", "histogram", "--k1", "coverage:2", *out), "coverage"),
+        (("specialize", trained, *digits, "--fit", "refit", "--sweep", "3,99", *out), "--sweep"),
+        (("bench-head", "--rescore", 0, "--layout", "tiled+rescore"), "--rescore"),
         (("finetune", trained, *digits, "--epochs", 0, *out), "--epochs"),
         (("finetune", trained, *digits, "--lr", 11, *out), "--lr"),
         (("train", *digits, *out), "--model NAME"),
@@ -323,7 +366,7 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("compress", trained, "--macs", 0.5, "--ratio", 0.5, "-o", tmp_path / "c"), "one budget"),
         (("compress", trained, *digits, "--k2", 99, "-o", tmp_path / "c"), "25 features"),
         (("compress", trained, *digits, "--epochs", -1, "-o", tmp_path / "c"), "--epochs"),
-        (("compress", trained, *digits, "--head", "tiled", "-o", tmp_path / "c"), "no head"),
+        (("compress", trained, *digits, "--head", "tilde", "-o", tmp_path / "c"), "no head"),
         (("bench", onnx, "--providers", "cuda"), "onnxruntime-gpu"),
         (("bench", onnx, "--batch", "0"), "--batch"),
         (("bench", tmp_path / "foreign.pt"), "cannot load"),

@@ -6,15 +6,16 @@ import onnxruntime
 import pytest
 import torch
 
-from slimrank.compress import models
+from slimrank.compress import head_latency, models
 from slimrank.compress.checkpoint import load
 from slimrank.compress.evaluation import compared, onnx_metadata
-from slimrank.compress.head import bench, fastest, with_head
-from slimrank.compress.subspace import truncate
+from slimrank.compress.head import with_head
+from slimrank.compress.head_latency import Timed, bench, low_rank, shape
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import PROVIDERS, Comparison, Runner, compare, interleaved
 from slimrank.export.parity import parity
+from slimrank.export.quantize import quantized
 from slimrank.export.to_onnx import export, metadata
 
 from .test_checkpoint import pruned
@@ -46,14 +47,33 @@ def test_pruned_networks_agree_with_their_onnx_file(tmp_path, name, size, head):
     onnx.checker.check_model(str(path))
 
 
-@pytest.mark.parametrize("layout", ["dense", "gather"])
+@pytest.mark.parametrize("layout", ["dense", "gather", "tiled"])
 def test_each_layout_in_onnx_runtime(tmp_path, layout):
+    for number, (rescore, reorder) in enumerate(((0, False), (4, True))):
+        head = shape(96, 30, 16, layout, groups=5, tile=4, reorder=reorder, rescore=rescore)
+        path = export(head, torch.zeros(1, 96), tmp_path / f"{number}.onnx", {})
+        x = torch.randn(9, 96)
+        torch.testing.assert_close(Runner(path)(x), head(x).detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(Runner(path)(x[:1]), head(x[:1]).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_low_rank_and_int8_rivals(tmp_path):
     torch.manual_seed(0)
-    dense = torch.nn.Linear(96, 30)
-    head = truncate(dense, torch.stack([torch.randperm(96)[:12] for _ in range(30)]), layout)
-    path = export(head, torch.zeros(1, 96), tmp_path / "h.onnx", {})
-    x = torch.randn(9, 96)
-    torch.testing.assert_close(Runner(path)(x), head(x), rtol=1e-5, atol=1e-5)
+    linear = torch.nn.Linear(96, 30)
+    weight, bias = linear.weight.detach(), linear.bias.detach()
+    x = torch.randn(2000, 96) @ torch.randn(96, 96)
+    full = low_rank(weight, bias, 30 * (96 + 30))
+    torch.testing.assert_close(full(x).detach(), linear(x).detach(), rtol=1e-4, atol=1e-4)
+    moments = x.double().mean(0), torch.cov(x.double().T, correction=0)
+    errors = [float((low_rank(weight, bias, 1000, m)(x) - linear(x)).square().mean()) for m in (None, moments)]
+    assert errors[1] < errors[0]  # the logits' low rank, not the weights'
+    again = low_rank(weight, bias, 1000, rescore=30)
+    torch.testing.assert_close(again(x).detach(), linear(x).detach(), rtol=1e-4, atol=1e-3)
+    path = export(linear, torch.zeros(1, 96), tmp_path / "l.onnx", {})
+    small = quantized(path, tmp_path / "q.onnx")
+    assert small.stat().st_size < path.stat().st_size
+    off = Runner(small)(x) - linear(x).detach()
+    assert float(off.std() / linear(x).detach().std()) < 0.03
 
 
 def test_real_images(resnet20, cifar, tmp_path):
@@ -124,21 +144,35 @@ def test_comparison_has_every_setting(tmp_path):
     assert {"onnxruntime", "processor", "cores"} <= set(found.machine)
 
 
-def test_the_dense_layer_stays_where_gather_is_slower():
-    def timed(*speedups: float) -> Comparison:
-        return Comparison([], [{"model": "gather", "speedup": s} for s in speedups], {})
+def test_the_fastest_comes_first_and_what_is_slower_anywhere_never(monkeypatch):
+    def timed(heads, *_):
+        rows = {"a": (3.0, 1.1), "b": (9.0, 0.5), "c": (2.0, 2.0), "d": (1.0, 1.0)}
+        return Comparison([], [{"model": k, "speedup": s} for k in heads if k in rows for s in rows[k]], {}), {}
 
-    assert fastest(timed(0.4, 0.2))[0] == "dense"
-    assert fastest(timed(3.0, 0.5))[0] == "dense"
-    assert fastest(timed(3.0, 1.1))[0] == "gather"
-    assert "no layout beats" in fastest(timed(0.4, 0.2))[1]
+    monkeypatch.setattr(head_latency, "time_heads", timed)
+    shapes = {k: Timed(k, "tiled", 2, False) for k in "abcd"}
+    found, _, told = head_latency.fastest_first(shapes, dict.fromkeys("abcd"), 8, 4, [1], 1, "cpu")
+    assert [one.name for one in found] == ["c", "a"]
+    assert not told
+    found, _, told = head_latency.fastest_first({"d": shapes["d"]}, {"d": None}, 8, 4, [1], 1, "cpu")
+    assert not found
+    assert "no layout beats" in told
 
 
 def test_bench_head_rows():
-    found = bench(None, 64, 10, 5, ["gather"], batches=[1], threads=[1], providers=["cpu"])
-    assert [r["layout"] for r in found["results"]] == ["linear", "gather"]
+    words = {"batches": [1], "threads": [1], "providers": ["cpu"], "seconds": 0.01}
+    found = bench(None, 64, 10, 8, ["gather", "tiled", "tiled+rescore", "int8", "svd+rescore"], **words)
+    assert [r["layout"] for r in found["results"]] == [
+        "linear", "gather", "tiled", "tiled, adjacent", "tiled+rescore", "tiled+rescore, adjacent", "svd+rescore", "int8",
+    ]  # fmt: skip
     assert all(np.isfinite(r["median_us"]) for r in found["results"])
-    with pytest.raises(SlimrankError, match="--k"):
-        bench(None, 64, 10, 65, ["gather"], batches=[1], threads=[1], providers=["cpu"])
-    with pytest.raises(SlimrankError, match="no layout"):
-        bench(None, 64, 10, 5, ["gathr"], batches=[1], threads=[1], providers=["cpu"])
+    macs = {r["layout"]: r["macs"] for r in found["results"]}
+    assert (macs["linear"], macs["tiled"], macs["tiled+rescore"]) == (640, 80, 80 + 8 * 64)
+    for words_, told in (
+        ({"k": 65}, "--k"),
+        ({"layout": ["gathr"]}, "no layout"),
+        ({"groups": 11, "layout": ["tiled"]}, "--groups"),
+    ):
+        asked = {"k": 8, "layout": ["gather"], "groups": None, **words_}
+        with pytest.raises(SlimrankError, match=told):
+            bench(None, 64, 10, asked["k"], asked["layout"], groups=asked["groups"], **words)

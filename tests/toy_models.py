@@ -114,3 +114,14 @@ def lively(model: nn.Module, images: Tensor) -> nn.Module:
     for hook in hooks:
         hook.remove()
     return model
+
+
+def decomposed(dense: nn.Linear, index: Tensor, layout: str = "gather"):
+    """The paper's head: the dense weights at the chosen features, [classes, k]."""
+    from slimrank.compress.fitting import assemble, truncated
+    from slimrank.compress.tiling import Subspaces
+
+    weight = dense.weight.detach()
+    bias = torch.zeros(len(weight)) if dense.bias is None else dense.bias.detach()
+    spaces = Subspaces(index)
+    return assemble(*truncated(weight, bias, spaces), spaces, dense.in_features, layout).to(weight.dtype)

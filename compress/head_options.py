@@ -1,0 +1,108 @@
+"""What a specialised classifier is asked to be, and what it turned out to be."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import SlimrankError, near
+from .choosing import check_select
+from .fitting import check_fit
+from .subspace import LAYOUTS
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What a head is asked to be. k1: votes an image, or the share of the l1 norm they must carry; k2 None: an eighth."""
+
+    select: str = "omp"
+    fit: str = "train"
+    layout: str = "auto"
+    k1: int | float | None = None
+    k2: int | str | None = None
+    groups: int | None = None
+    tile: int | None = None
+    adjacent: bool = False
+    rescore: int | str = 0
+    agreement: float = 0.99
+    max_drop: float = 0.01
+    layer: str | None = None
+    batches: tuple[int, ...] = (1, 8, 32)
+    threads: int = 1
+    provider: str = "cpu"
+    seed: int = 0
+
+    def check(self) -> None:
+        check_select(self.select)
+        check_fit(self.fit)
+        if self.layout not in ("auto", *LAYOUTS):
+            raise SlimrankError(f"no layout {self.layout!r}; {near(self.layout, ('auto', *LAYOUTS))}")
+        if isinstance(self.k1, float) and not 0 < self.k1 <= 1:
+            raise SlimrankError(f"--k1 coverage:{self.k1} must be a share of the l1 norm, above 0 and at most 1")
+        for name, value in (("--k2", self.k2), ("--rescore", self.rescore)):
+            if isinstance(value, str) and value != "auto":
+                raise SlimrankError(f"{name} is {value!r}, must be a number or auto")
+        if not 0 < self.agreement <= 1 or not 0 <= self.max_drop < 1:
+            raise SlimrankError(f"--agreement {self.agreement} and --max-drop {self.max_drop} must be shares, as 0.99 and 0.01")
+        for name, number in (("--groups", self.groups), ("--tile", self.tile)):
+            if number is not None and number < 1:
+                raise SlimrankError(f"{name} is {number}, must be at least 1")
+        if self.layout in ("dense", "gather") and (self.groups or self.tile or self.adjacent):
+            raise SlimrankError(f"--groups, --tile and --adjacent shape tiles; --layout {self.layout} has none")
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """A specialised head beside the dense one, on the same test images. `agreement`: share of equal decisions."""
+
+    layer: str
+    select: str
+    fit: str
+    k1: int | None
+    k2: int
+    features: int
+    layout: str
+    groups: int
+    tile: int
+    folded: bool
+    rescore: int
+    images: int
+    top1_dense: float
+    top1_head: float
+    top1_dense_trained: float | None
+    ratio: float
+    agreement: float
+    shortlist_recall: float | None
+    n: int
+    head_macs_before: int
+    head_macs_after: int
+    features_cut: int
+    seconds: float
+    indices: list[list[int]] = field(repr=False)
+    training: dict[str, Any] | None = None
+    latency: dict[str, Any] | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        votes = "" if self.k1 is None else f"k1={self.k1}, "
+        shape = f" in {self.groups} groups, tiles of {self.tile}" if self.layout == "tiled" else ""
+        lines = [
+            f"{self.layer}: {self.k2} of {self.features} features a class ({self.select}, {self.fit}; {votes}"
+            f"{self.images:,} training images), layout {self.layout}{shape}",
+            f"  top-1 dense {self.top1_dense:.4f} -> subspaces {self.top1_head:.4f} (r_A {self.ratio:.4f}) on {self.n:,} "
+            f"images, same decision on {self.agreement:.2%}",
+        ]
+        if self.top1_dense_trained is not None:
+            lines.append(f"  the dense layer trained the same way: {self.top1_dense_trained:.4f}")
+        if self.rescore:
+            lines.append(f"  {self.rescore} classes rescored; the dense decision is among them on {self.shortlist_recall:.2%}")
+        lines.append(f"  head MACs {self.head_macs_before:,} -> {self.head_macs_after:,}")
+        if self.features_cut:
+            lines.append(f"  {self.features_cut} features that no class reads were cut from the layers before")
+        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
+
+
+def default_k(features: int) -> int:
+    """An eighth of the features, at least five (the paper's choice for CIFAR-10) where there are as many."""
+    return min(features, max(5, features // 8))
