@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint
 from .choosing import VOTING, centred, choose, saliency
 from .features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
 from .fitting import Trained, assemble, decisions, refitted, top1, trained, truncated
-from .head_latency import Timed, fastest_first, shape
+from .head_latency import Timed, candidates, fastest_first
 from .head_options import HeadOptions, HeadResult, default_k
 from .layers import ChannelMap
 from .subspace import SubspaceLinear
@@ -24,7 +24,6 @@ from .surgery import cut
 from .tiling import Subspaces, cocluster, fold
 from .tracing import channel_map
 
-GROUP_SIZES = (250, 125, 50, 25, 10, 5)  # classes a group that `auto` tries
 WIDTH = 16  # channels that ONNX Runtime pays for together: unread features are cut in such steps
 
 
@@ -213,21 +212,10 @@ class Stage:
         t = self.tile(None) if o.k2 is None else self.tile(k2)
         rescore = o.rescore if isinstance(o.rescore, int) else min(8, self.classes)
         free = fold(*self.place, torch.arange(self.m).flip(0)) is not None
-        few = sorted({max(2, round(self.classes / size)) for size in GROUP_SIZES if size * 2 <= self.classes})
-        few = [g for g in ([o.groups] if o.groups else few) if g <= self.classes]
-        shapes = {"gather": Timed("gather", "gather", self.classes, False)}
-        for groups in few:
-            for adjacent in (True,) if o.adjacent else (True, False):
-                name = f"tiled, {groups} groups{' of adjacent classes' if adjacent else ''}"
-                shapes[name] = Timed(name, "tiled", groups, adjacent)
-        made = {
-            name: shape(
-                self.m, self.classes, max(t, k2 // t * t) if s.layout == "tiled" else k2, s.layout, groups=s.groups, tile=t,
-                ordered=not s.adjacent, reorder=s.layout == "tiled" and not free, rescore=rescore, seed=o.seed,
-            )
-            for name, s in shapes.items()
-        }  # fmt: skip
-        found, self.timed, told = fastest_first(shapes, made, self.m, self.classes, o.batches, o.threads, o.provider)
+        shapes = candidates(
+            self.m, self.classes, k2, t, groups=o.groups, adjacent=o.adjacent, reorder=not free, rescore=rescore, seed=o.seed
+        )
+        found, self.timed, told = fastest_first(shapes, self.m, self.classes, o.batches, o.threads, o.provider)
         self.notes += [told] if told else []
         return found
 

@@ -19,6 +19,8 @@ from .features import classifier
 from .subspace import SubspaceLinear
 from .tracing import channel_map
 
+GROUPS = (2, 4, 8, 16, 32)  # that `auto` tries, of five classes or more each: every group costs a node
+FEW = 20_000  # indices that a gather may copy, at about 9 ns each, to be worth a try
 WORST = 0.97  # of the dense layer's speed at any setting: noise, not slower
 HEADS = ("int8", "svd", "svd+rescore", "dense", "gather", "tiled", "tiled+rescore")
 
@@ -118,17 +120,38 @@ def time_heads(
         return compare(paths, providers=providers, batches=batches, threads=threads, seconds=seconds), sized
 
 
+def candidates(
+    features: int, classes: int, k: int, tile: int, *, groups: int | None = None, adjacent: bool = False, reorder: bool = False,
+    rescore: int = 0, seed: int = 0,
+) -> dict[Timed, nn.Module]:  # fmt: skip
+    """The shapes that `auto` tries: tiles in few large groups to many small ones, classes in any order or their own; gather."""
+    made: dict[Timed, nn.Module] = {}
+    words: dict[str, Any] = {"rescore": rescore, "seed": seed}
+    if classes * k <= FEW:
+        made[Timed("gather", "gather", classes, False)] = shape(features, classes, k, "gather", **words)
+    for number in [groups] if groups else [g for g in GROUPS if g * 5 <= classes]:
+        for ordered in (False,) if adjacent else (False, True):
+            name = f"tiled, {number} groups{'' if ordered else ' of adjacent classes'}"
+            made[Timed(name, "tiled", number, not ordered)] = shape(
+                features, classes, max(tile, k // tile * tile), "tiled", groups=number, tile=tile, ordered=ordered,
+                reorder=reorder, **words,
+            )  # fmt: skip
+    return made
+
+
 def fastest_first(
-    shapes: dict[str, Timed], made: Mapping[str, nn.Module], features: int, classes: int,
-    batches: Sequence[int], threads: int, provider: str,
-) -> tuple[list[Timed], dict[str, Any], str]:  # fmt: skip
+    shapes: Mapping[Timed, nn.Module], features: int, classes: int, batches: Sequence[int], threads: int, provider: str
+) -> tuple[list[Timed], dict[str, Any], str]:
     """Shapes that are faster than the dense layer in the mean and nowhere slower, fastest first; the timings; what to say."""
-    timed, _ = time_heads({"linear": nn.Linear(features, classes), **made}, features, batches, [threads], [provider])
+    heads = {"linear": nn.Linear(features, classes), **{one.name: made for one, made in shapes.items()}}
+    timed, _ = time_heads(heads, features, batches, [threads], [provider])
     found = []
-    for name, one in shapes.items():
-        speedups = torch.tensor([s["speedup"] for s in timed.speedups if s["model"] == name])
+    for one in shapes:
+        speedups = torch.tensor([s["speedup"] for s in timed.speedups if s["model"] == one.name])
         found.append(replace(one, mean=float(speedups.log().mean().exp()), worst=float(speedups.min())))
     found.sort(key=lambda one: -one.mean)
+    if not found:
+        return [], timed.to_dict(), "too few classes for groups; the dense layer is as fast as it gets"
     good = [one for one in found if one.mean > 1.05 and one.worst >= WORST]
     return good, timed.to_dict(), "" if good else f"no layout beats the dense layer by the clock: {found[0]}"
 

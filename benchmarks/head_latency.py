@@ -1,0 +1,104 @@
+"""How fast is the final layer alone, against the dense one, at every size, batch and thread count?
+
+    python benchmarks/head_latency.py --minutes 30
+
+Random weights (the time does not depend on them). `tiled` at an eighth and a sixteenth of the MACs, four groups of classes or
+one for every 250 (at most 64), tiles of 16 features: `adjacent` groups are runs of neighbouring classes, else the logits are put back in
+order at inference. `+8`: the best 8 classes rescored densely. Rivals: int8 (ONNX Runtime's dynamic quantisation), low rank
+of the same MACs, with and without rescoring, gather (the obvious way). `auto` is what `specialize --layout auto` picks for
+an eighth of the MACs, timed again. Each row is one interleaved run per thread count, inputs and outputs bound.
+Left out: 100,000 classes of 2,048 features (800 MB a file, several at once); gather beyond 300,000 indices (seconds a run).
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from rows import OutOfTime, Rows
+from torch import nn
+
+from slimrank.compress.head_latency import LowRank, candidates, fastest_first, shape, time_heads
+from slimrank.evaluate.latency import machine
+from slimrank.evaluate.macs import count
+
+BATCHES = (1, 8, 32, 128)
+SIZES = [(2048, 1000), (512, 100_000), (512, 200), (64, 10), (512, 1000), (2048, 200), (512, 21_841), (2048, 21_841), (64, 200),
+         (64, 1000), (512, 10), (2048, 10), (64, 21_841), (64, 100_000)]  # fmt: skip
+
+
+def low(features: int, classes: int, macs: int, rescore: int = 0) -> LowRank:
+    """The shape of a low-rank layer; the SVD itself changes no time."""
+    rank = max(1, macs // (features + classes))
+    full = (torch.randn(classes, features), torch.randn(classes)) if rescore else None
+    return LowRank(torch.randn(classes, rank), torch.randn(rank, features), torch.randn(classes), full, rescore)
+
+
+def heads(m: int, c: int, auto: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    few = max(2, min(64, max(4, c // 250), c // 2))
+    again = min(8, c)
+    made: dict[str, Callable[[], nn.Module]] = {
+        "linear": lambda: nn.Linear(m, c),
+        **({"gather 1/8": lambda: shape(m, c, m // 8, "gather")} if c * m // 8 <= 300_000 else {}),
+        "svd 1/8": lambda: low(m, c, m * c // 8),
+        "svd 1/16 +8": lambda: low(m, c, m * c // 16, again),
+    }
+    for share in (8, 16):
+        k = max(1, m // share)
+        t = min(16, k)
+        for order, ordered in (("", True), (" adjacent", False)):
+            words = {"groups": few, "tile": t, "ordered": ordered}
+            made[f"tiled 1/{share}{order}"] = lambda k=k, w=words: shape(m, c, k, "tiled", **w)
+            if share == 16:
+                made[f"tiled 1/16 +8{order}"] = lambda k=k, w=words: shape(m, c, k, "tiled", rescore=again, **w)
+    return {**made, "auto": lambda: auto}
+
+
+def measure(m: int, c: int, threads: int) -> dict:
+    k = max(1, m // 8)
+    found, _, told = fastest_first(candidates(m, c, k, min(16, k)), m, c, BATCHES, threads, "cpu")
+    shapes = {one.name: head for one, head in candidates(m, c, k, min(16, k)).items()}
+    auto = shapes[found[0].name] if found else nn.Linear(m, c)
+    kinds, rows = heads(m, c, auto), {}
+    rivals = [name for name in kinds if name.startswith(("linear", "gather", "svd"))]
+    mine = [name for name in kinds if name not in rivals]
+    for names, int8 in (
+        (rivals, True),
+        (["linear", *mine[: len(mine) // 2]], False),
+        (["linear", *mine[len(mine) // 2 :]], False),
+    ):
+        made = {name: kinds[name]() for name in names}
+        timed, sized = time_heads(made, m, BATCHES, [threads], ["cpu"], seconds=0.2, int8=int8)
+        speedups = {(s["model"], s["batch"]): s["speedup"] for s in timed.speedups}
+        for name in [*names, *(["int8"] if int8 else [])]:
+            if name == "linear" and "linear" in rows:
+                continue
+            rows[name] = {
+                "us": [round(1e3 * r.median_ms, 1) for r in timed.results if r.model == name],
+                "speedup": [round(speedups.get((name, b), 1.0), 2) for b in BATCHES],
+                "bytes": sized[name], "macs": m * c if name == "int8" else count(made[name], (m,)).macs,
+            }  # fmt: skip
+    return {"auto": found[0].name if found else told, "batches": BATCHES, "heads": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="two threads: the first three sizes")
+    args = parser.parse_args()
+    rows = Rows("head_latency", args.minutes, **machine())
+    try:
+        for threads in args.threads:
+            for m, c in SIZES if threads == 1 else SIZES[:3]:
+                name = f"{m} features, {c} classes, {threads} threads"
+                found = rows.row(name, lambda m=m, c=c, t=threads: measure(m, c, t))
+                for head, row in found["heads"].items():
+                    print(
+                        f"  {head:24} {row['macs']:>12,} MACs {row['bytes']:>12,} bytes ",
+                        *(f"{s:7.2f}x" for s in row["speedup"]),
+                    )
+    except OutOfTime:
+        print("out of time; run again to go on")
+
+
+if __name__ == "__main__":
+    main()
