@@ -2,12 +2,13 @@
 
     python benchmarks/head_latency.py --minutes 30
 
-Random weights (the time does not depend on them). `tiled` at an eighth and a sixteenth of the MACs, four groups of classes or
-one for every 250 (at most 64), tiles of 16 features: `adjacent` groups are runs of neighbouring classes, else the logits are put back in
-order at inference. `+8`: the best 8 classes rescored densely. Rivals: int8 (ONNX Runtime's dynamic quantisation), low rank
-of the same MACs, with and without rescoring, gather (the obvious way). `auto` is what `specialize --layout auto` picks for
-an eighth of the MACs, timed again. Each row is one interleaved run per thread count, inputs and outputs bound.
-Left out: 100,000 classes of 2,048 features (800 MB a file, several at once); gather beyond 300,000 indices (seconds a run).
+Random weights (the time does not depend on them). `tiled` at an eighth and a sixteenth of the MACs, four groups of classes
+or one for every 250 (at most 64), tiles of 16 features: `adjacent` groups are runs of neighbouring classes, else the logits
+are put back in order at inference. `+8`: the best 8 classes rescored densely. Rivals: int8 (ONNX Runtime's dynamic
+quantisation), low rank of the same MACs, with and without rescoring, gather (the obvious way). `auto` is what
+`specialize --layout auto` picks for an eighth of the MACs, timed again. Inputs and outputs are bound; the heads of a size run
+in turn, three sets of them, the dense layer in each. Left out: 100,000 classes of 2,048 features (800 MB a file, several at
+once); gather beyond 300,000 indices (seconds a run).
 """
 
 import argparse
