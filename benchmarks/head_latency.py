@@ -2,8 +2,8 @@
 
     python benchmarks/head_latency.py --minutes 30
 
-Random weights (the time does not depend on them). `tiled` at an eighth and a sixteenth of the MACs, four groups of classes
-or one for every 250 (at most 64), tiles of 16 features: `adjacent` groups are runs of neighbouring classes, else the logits
+Random weights (the time does not depend on them). `tiled` at an eighth and a sixteenth of the MACs, four groups of classes,
+tiles of 16 features: `adjacent` groups are runs of neighbouring classes, else the logits
 are put back in order at inference. `+8`: the best 8 classes rescored densely. Rivals: int8 (ONNX Runtime's dynamic
 quantisation), low rank of the same MACs, with and without rescoring, gather (the obvious way). `auto` is what
 `specialize --layout auto` picks for an eighth of the MACs, timed again. Inputs and outputs are bound; the heads of a size run
@@ -35,7 +35,7 @@ def low(features: int, classes: int, macs: int, rescore: int = 0) -> LowRank:
 
 
 def heads(m: int, c: int, auto: nn.Module) -> dict[str, Callable[[], nn.Module]]:
-    few = max(2, min(64, max(4, c // 250), c // 2))
+    few = min(4, c // 2)
     again = min(8, c)
     made: dict[str, Callable[[], nn.Module]] = {
         "linear": lambda: nn.Linear(m, c),

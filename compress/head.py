@@ -17,7 +17,7 @@ from .choosing import VOTING, centred, choose, saliency
 from .features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
 from .fitting import Trained, assemble, decisions, refitted, top1, trained, truncated
 from .head_latency import Timed, candidates, fastest_first
-from .head_options import HeadOptions, HeadResult, default_k
+from .head_options import HeadOptions, HeadResult, NotFaster, default_k
 from .layers import ChannelMap
 from .subspace import SubspaceLinear
 from .surgery import cut
@@ -56,7 +56,7 @@ def specialize(
         layer=stage.layer, select=options.select if spaces.order is None and spaces.reorder is None else "blocks",
         fit=options.fit, k1=stage.k1, k2=head.weight.shape[1], features=stage.m, layout=head.layout, groups=len(head.index),
         tile=head.tile, folded=folded, rescore=head.rescore, images=stage.images, top1_dense=before, top1_head=after,
-        top1_dense_trained=stage.dense_trained(seen) if training else None, ratio=after / max(before, 1e-12),
+        top1_dense_trained=stage.dense_trained(seen) if training and options.rival else None, ratio=after / max(before, 1e-12),
         agreement=float((dense == ours).double().mean()), shortlist_recall=recall, n=len(seen.labels),
         head_macs_before=stage.dense.weight.numel(), head_macs_after=made.macs(()), features_cut=unread,
         seconds=time.perf_counter() - began, indices=head.indices().tolist(),
@@ -91,7 +91,6 @@ class Stage:
         # the paper truncates the dense weights; whatever is fitted leaves out what all classes share
         self.target = (weight, bias) if options.fit == "truncate" else centred(weight, bias)
         self.weight = weight
-        self.seen()
 
     def seen(self) -> None:
         """One pass over the training images; two where k1 is a coverage."""
@@ -188,11 +187,14 @@ class Stage:
     def head(self) -> tuple[SubspaceLinear, Subspaces, Trained | None]:
         """The head that the options describe; its layout the fastest that is accurate enough, where that is left open."""
         o = self.options
+        found = self.by_the_clock() if o.layout == "auto" else []
+        if o.only_faster and not found:
+            raise NotFaster("; ".join(self.notes))
+        self.seen()
         if o.layout != "auto":
             groups = o.groups or max(2, self.classes // 25) if o.layout == "tiled" else self.classes
             return self.made(o.layout, groups, o.adjacent)
         dense = top1(self.dense, self.judge)
-        found = self.by_the_clock()
         for timed in found:
             head, spaces, training = self.made(timed.layout, timed.groups, timed.adjacent)
             reached = top1(head, self.judge)
@@ -204,6 +206,8 @@ class Stage:
                     f"{len(found)} layouts are faster than the dense layer, none within --max-drop {o.max_drop} of its "
                     f"validation top-1 {dense:.4f} ({timed.name}: {reached:.4f})"
                 )
+        if o.only_faster:
+            raise NotFaster("; ".join(self.notes))
         return self.made("dense", self.classes, False)
 
     def by_the_clock(self) -> list[Timed]:

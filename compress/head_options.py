@@ -9,6 +9,10 @@ from .fitting import check_fit
 from .subspace import LAYOUTS
 
 
+class NotFaster(SlimrankError):
+    """No layout beats the dense layer by the clock within the accuracy asked for; the message says what was tried."""
+
+
 @dataclass(frozen=True)
 class HeadOptions:
     """What a head is asked to be. k1: votes an image, or the share of the l1 norm they must carry; k2 None: an eighth."""
@@ -29,6 +33,8 @@ class HeadOptions:
     threads: int = 1
     provider: str = "cpu"
     seed: int = 0
+    only_faster: bool = False  # no head at all where none is faster and accurate enough
+    rival: bool = True  # train the dense layer beside a trained head
 
     def check(self) -> None:
         check_select(self.select)

@@ -75,6 +75,7 @@ class Options:
         return HeadOptions(
             select=self.select, fit=self.fit, layout="auto" if self.head == "linear" else self.head, k1=self.k1, k2=self.k2,
             rescore=self.rescore, batches=self.batch, threads=self.threads[0], provider=self.providers[0], seed=self.seed,
+            only_faster=self.head == "auto", rival=False,
         )  # fmt: skip
 
     def check(self) -> None:

@@ -30,6 +30,7 @@ from .cutting import plan as planned
 from .evaluation import compared, onnx_metadata
 from .finetune import train
 from .head import specialize
+from .head_options import NotFaster
 from .layers import ChannelMap, stays
 from .options import Options
 from .plan import PruningPlan
@@ -314,13 +315,18 @@ class Run:
         left = getattr(head, "in_features", 0)  # pruning may have left fewer features than k1 or k2
         k1 = min(o.k1, left) if isinstance(o.k1, int) else o.k1
         k2 = min(o.k2, left) if isinstance(o.k2, int) else o.k2
-        made, result = specialize(tuned, self.data, replace(o.subspaces, k1=k1, k2=k2), judge=self.data.split("validation"))
+        asked, judge, why = replace(o.subspaces, k1=k1, k2=k2), self.data.split("validation"), ""
+        try:
+            made, result = specialize(tuned, self.data, asked, judge=judge)
+        except NotFaster as told:  # the report still shows which features each class lives on
+            cheap = replace(asked, layout="dense", fit="refit", rescore=0, only_faster=False)
+            made, result, why = tuned, specialize(tuned, self.data, cheap, judge=judge)[1], str(told)
         result = replace(result, indices=self.original(result.indices))
-        takes = o.head != "auto" or result.layout != "dense"
-        save(made if takes else tuned, self.out / "slim.safetensors")
-        why = f"{result.ratio:.1%} of its top-1 on validation; {result.note or 'asked for'}"
-        says = f"{result.k2} of {result.features} features a class, {'taken' if takes else 'dense classifier kept'}: {why}"
-        return {"head": result.layout if takes else "linear", "result": result.to_dict(), "says": says}
+        save(made, self.out / "slim.safetensors")
+        shown = f"{result.ratio:.1%} of its top-1 on validation"
+        taken = f"dense classifier kept: {why}" if why else f"{result.layout}; {result.note or 'asked for'}"
+        says = f"{result.k2} of {result.features} features a class, {shown}; {taken}"
+        return {"head": "linear" if why else result.layout, "result": result.to_dict(), "says": says}
 
     def export(self) -> dict[str, Any]:
         slim = load_own(self.out / "slim.safetensors", self.input)
