@@ -174,8 +174,8 @@ def _head_section(report: dict[str, Any], stage: dict[str, Any]) -> str:
         shown = ", ".join(map(str, index[:64])) + (" ..." if len(index) > 64 else "")
         rows.append([escape(name), f'<td class="text">{shown}</td>'])
     note = (
-        f"{escape(stage['says'])}. For each class, the features (numbered as in the input checkpoint) that most of its "
-        f"training images are strongest in (k1={result['k1']}, k2={result['k2']}). On validation: dense "
+        f"{escape(stage['says'])}. For each class, the {result['k2']} features (numbered as in the input checkpoint) that its "
+        f"logit can be told from (chosen by {result['select']}, fitted by {result['fit']}). On validation: dense "
         f"{_percent(result['top1_dense'])}, subspaces {_percent(result['top1_head'])}; head MACs "
         f"{result['head_macs_before']:,} to {result['head_macs_after']:,}."
     )
