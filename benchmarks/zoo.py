@@ -7,7 +7,8 @@ hand): a plain .pt -> `prune --ranker l1 --macs 0.5` (which inspects and ranks) 
 `export`, which loads it, writes ONNX and compares it with PyTorch on 64 test images in ONNX Runtime. `masked_sliced` is the
 largest difference between masked and sliced logits in float64 over the logits' spread; `parity` the same between ONNX
 Runtime and PyTorch in float32 (limit 1e-4); `moved` is how far the cut itself moved them (were it 0, nothing would be
-shown). `pinned`: groups that cannot be cut, by reason. Rows are saved as they come.
+shown). `pinned`: groups that cannot be cut, by reason. Rows are saved as they come. `--inspect` asks less, of every CNN
+constructor that torchvision has: random weights through `inspect` (results/zoo_inspect.json).
 """
 
 import argparse
@@ -39,9 +40,12 @@ from toy_models import lively  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data")
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--inspect", action="store_true")
     args = parser.parse_args()
+    if args.inspect:
+        return inspected(args.minutes)
     rows = Rows("zoo", args.minutes, torch=torch.__version__)
     try:
         for name in (HERE / "zoo.txt").read_text().split():
@@ -50,6 +54,27 @@ def main() -> None:
         print("out of time; run again to go on")
     passed = [n for n, row in rows.value["rows"].items() if row.get("parity", 1) < 1e-4 and row.get("masked_sliced", 1) < 1e-9]
     print(f"{len(passed)} of {len(rows.value['rows'])} passed")
+
+
+def inspected(minutes: float | None) -> None:
+    rows = Rows("zoo_inspect", minutes, torch=torch.__version__)
+
+    def row(name: str) -> dict:
+        model, size = models.build(name).eval(), models.input_size(name)
+        try:
+            channels = channel_map(model, torch.randn(1, 3, size, size))
+        except Exception as error:  # a crash is a result
+            return {"failed": f"{type(error).__name__}: {error}"}
+        groups = channels.groups
+        return {
+            "classifier": channels.classifier, "groups": len(groups), "prunable": sum(g.prunable for g in groups),
+            "macs": channels.macs(model, channels.removed({})), "why": dict(Counter(g.why for g in groups if not g.prunable)),
+        }  # fmt: skip
+
+    zoo = [name for name in models.names() if name not in models.OWN]
+    for name in zoo:
+        rows.row(name, lambda name=name: row(name))
+    print(f"{sum('failed' not in rows[name] for name in zoo)} of {len(zoo)} pass inspect")
 
 
 def tried(name: str, spec: str) -> dict:
