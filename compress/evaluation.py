@@ -13,8 +13,8 @@ from ..evaluate.accuracy import Accuracy, accuracy, predictor
 from ..evaluate.data import Data, Preprocessing
 from ..evaluate.latency import Runner
 from ..export.parity import Parity, parity
-from ..export.to_onnx import export as to_onnx
-from ..export.to_onnx import metadata
+from ..export.to_onnx import export, metadata
+from ..export.to_onnx import size as to_onnx
 from .checkpoint import Checkpoint
 
 Opener = Callable[[Preprocessing], Data]
@@ -76,4 +76,4 @@ def export(checkpoint: Checkpoint, path: Path, opener: Opener | None) -> dict[st
         checkpoint = checkpoint.with_classes(data)
     to_onnx(checkpoint.model, checkpoint.example(), path, onnx_metadata(checkpoint))
     found = compared(checkpoint, path, data)
-    return {"path": str(path), "bytes": path.stat().st_size, **found.to_dict(), "says": str(found)}
+    return {"path": str(path), "bytes": size(path), **found.to_dict(), "says": str(found)}

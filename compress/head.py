@@ -24,6 +24,7 @@ from .surgery import cut
 from .tiling import Subspaces, cocluster, fold
 from .tracing import channel_map
 
+CACHE = 2**31  # bytes of features that training a head may hold
 WIDTH = 16  # channels that ONNX Runtime pays for together: unread features are cut in such steps
 
 
@@ -95,6 +96,11 @@ class Stage:
     def seen(self) -> None:
         """One pass over the training images; two where k1 is a coverage."""
         o, train = self.options, self.data.split("train")
+        most = CACHE // (4 * self.m)
+        if o.fit == "train" and len(train) > most:
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(o.seed))
+            self.notes.append(f"fitted on {most:,} of {len(train):,} training images: their features fill {CACHE >> 30} GiB")
+            train = train.subset(order[:most].sort().values)
         batches = lambda images: features(self.checkpoint.model, self.layer, images.batches())  # noqa: E731
         k1 = o.k1
         self.moments = Moments()

@@ -13,7 +13,7 @@ from ..errors import SlimrankError, near
 from ..evaluate.latency import Comparison, compare
 from ..evaluate.macs import count
 from ..export.quantize import quantized
-from ..export.to_onnx import export
+from ..export.to_onnx import export, size
 from .checkpoint import Checkpoint
 from .features import classifier
 from .subspace import SubspaceLinear
@@ -116,7 +116,7 @@ def time_heads(
         }
         if int8:
             paths["int8"] = quantized(next(iter(paths.values())), Path(folder) / "int8.onnx")
-        sized = {name: path.stat().st_size for name, path in paths.items()}
+        sized = {name: size(path) for name, path in paths.items()}
         return compare(paths, providers=providers, batches=batches, threads=threads, seconds=seconds), sized
 
 

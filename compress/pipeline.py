@@ -21,7 +21,7 @@ from ..evaluate.data import Data, open_data
 from ..evaluate.latency import compare
 from ..evaluate.macs import count
 from ..evaluate.report import html
-from ..export.to_onnx import export
+from ..export.to_onnx import export, size
 from ..files import read_json, ready, write_json, write_text
 from .checkpoint import SEEN, Checkpoint, load, save
 from .costs import Costs
@@ -163,7 +163,7 @@ class Run:
         path = export(self.input.model, self.input.example(), self.at("dense.onnx"), onnx_metadata(self.input))
         top1 = self.top1(self.input.model)
         return {
-            "top1": top1, "macs": counted.macs, "params": counted.params, "bytes": path.stat().st_size,
+            "top1": top1, "macs": counted.macs, "params": counted.params, "bytes": size(path),
             "says": f"{counted.macs:,} MACs, {counted.params:,} parameters{_top1(top1)}",
         }  # fmt: skip
 
@@ -335,8 +335,8 @@ class Run:
         found = compared(slim, path, self.data, self.options.seed)
         top1 = self.top1(slim.model)
         return {
-            "top1": top1, "macs": counted.macs, "params": counted.params, "bytes": path.stat().st_size,
-            "parity": found.to_dict(), "says": f"{path.stat().st_size:,} bytes; {found}",
+            "top1": top1, "macs": counted.macs, "params": counted.params, "bytes": size(path),
+            "parity": found.to_dict(), "says": f"{size(path):,} bytes; {found}",
         }  # fmt: skip
 
     def bench(self) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from ..errors import SlimrankError
 from ..files import whole
 
 KEY = "slimrank"
+ONE_FILE = 2**31 - 2**24  # bytes of weights; protobuf holds less than 2 GiB
 
 
 def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[str, Any]) -> Path:
     """Write `model` as ONNX (dynamo exporter): input `images` [batch, channels, height, width], output `logits`.
 
-    The batch is dynamic, the weights lie inside the one file, `metadata` is stored as JSON under the key `slimrank`.
+    The batch is dynamic, the weights lie inside the one file (from 2 GB on, which protobuf cannot hold, in FILE.onnx.data
+    beside it), `metadata` is stored as JSON under the key `slimrank`.
     Raises SlimrankError where the exporter refuses the model's forward.
     """
     path = Path(path)
@@ -43,9 +45,22 @@ def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[s
     proto = program.model_proto
     _strip(proto.graph)
     onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    beside = path.with_name(f"{path.name}.data")
+    beside.unlink(missing_ok=True)
     with whole(path) as temporary:
-        onnx.save(proto, temporary)
+        if weights < ONE_FILE:
+            onnx.save(proto, temporary)
+        else:
+            onnx.save(proto, temporary, save_as_external_data=True, location=beside.name)
     return path
+
+
+def size(path: str | Path) -> int:
+    """Bytes of an ONNX file and of the weights beside it, if any lie there."""
+    path = Path(path)
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
 def _where(told: str) -> str:

@@ -14,6 +14,7 @@ from slimrank.compress.head_latency import Timed, bench, low_rank, shape
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import PROVIDERS, Comparison, Runner, compare, interleaved
+from slimrank.export import to_onnx
 from slimrank.export.parity import parity
 from slimrank.export.quantize import quantized
 from slimrank.export.to_onnx import export, metadata
@@ -55,6 +56,19 @@ def test_each_layout_in_onnx_runtime(tmp_path, layout):
         x = torch.randn(9, 96)
         torch.testing.assert_close(Runner(path)(x), head(x).detach(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(Runner(path)(x[:1]), head(x[:1]).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_beyond_protobufs_limit_lie_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(to_onnx, "ONE_FILE", 0)
+    linear, x = torch.nn.Linear(96, 300), torch.randn(3, 96)
+    path = export(linear, x[:1], tmp_path / "big.onnx", {"a": 1})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
+    assert to_onnx.size(path) > 4 * 96 * 300 > path.stat().st_size
+    assert to_onnx.metadata(path) == {"a": 1}
+    torch.testing.assert_close(Runner(path)(x), linear(x).detach(), rtol=1e-5, atol=1e-5)
+    monkeypatch.undo()
+    export(linear, x[:1], path, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["big.onnx"]
 
 
 def test_low_rank_and_int8_rivals(tmp_path):
