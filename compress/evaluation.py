@@ -13,8 +13,8 @@ from ..evaluate.accuracy import Accuracy, accuracy, predictor
 from ..evaluate.data import Data, Preprocessing
 from ..evaluate.latency import Runner
 from ..export.parity import Parity, parity
-from ..export.to_onnx import export, metadata
-from ..export.to_onnx import size as to_onnx
+from ..export.to_onnx import export as to_onnx
+from ..export.to_onnx import metadata, size
 from .checkpoint import Checkpoint
 
 Opener = Callable[[Preprocessing], Data]
