@@ -154,7 +154,9 @@ def main() -> None:
     parser.add_argument("--tiny-checkpoint", type=Path, required=True)
     parser.add_argument("--tiny", required=True)
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     rows = Rows("head_accuracy", args.minutes, torch=torch.__version__)
     try:
         small = Bench("resnet20", load(args.checkpoint, name="resnet20-cifar"), args.data, rows)
