@@ -131,7 +131,7 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
 
     subspaces = Parser(add_help=False)
     subspaces.add_argument(
-        "--select", default="omp", help="omp (default), contribution, histogram (the paper), weights, weights+histogram"
+        "--select", help="omp (default), contribution, histogram (the paper), weights, weights+histogram; not for tiled"
     )
     subspaces.add_argument("--fit", default="train", help="train (default), refit (least squares), truncate (the paper)")
     subspaces.add_argument("--k1", type=coverage, help="histogram: votes an image has (default: as k2), or coverage:0.9")
@@ -139,7 +139,11 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
         "--k2", type=number_or("auto"), help="features a class keeps (default: an eighth, at least 5), or auto"
     )
     subspaces.add_argument(
-        "--rescore", type=number_or("auto"), default=0, metavar="N", help="classes whose logits are recomputed densely, or auto"
+        "--rescore",
+        type=number_or("auto"),
+        default=0,
+        metavar="N",
+        help="give the best N classes the dense layer's own logits (to decide as it does), or auto",
     )
 
     def verb(name: str, *parents: Parser) -> Parser:
@@ -202,25 +206,30 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made.add_argument(
         "--groups", type=int, help="tiled: groups of classes that share their features (default: 25 classes each)"
     )
-    made.add_argument("--tile", type=int, help="tiled: adjacent features that go together (default: up to 16)")
+    made.add_argument("--tile", type=int, help="tiled: adjacent features that go together, a power of two (default: up to 16)")
     made.add_argument("--adjacent", action="store_true", help="tiled: groups of neighbouring classes, so that no logit moves")
     made.add_argument(
         "--agreement", type=float, default=0.99, help="--rescore auto: share of the dense decisions (default 0.99)"
     )
     made.add_argument("--max-drop", type=float, default=0.01, help="auto: validation top-1 that may be lost (default 0.01)")
     made.add_argument("--layer", help="the classifier, to be sure which it is")
-    made.add_argument("--sweep", type=many(int), metavar="K,K", help="also every k1 with every k2 of these: table and heat map")
+    made.add_argument(
+        "--sweep",
+        type=many(int),
+        metavar="K,K",
+        help="also histogram heads of every k1 and k2 of these (test top-1, truncated or refitted)",
+    )
     writes(reads(verb("export", model, data(False))), "ONNX file to write")
     made = verb("bench", target)
     made.add_argument("models", type=Path, nargs="+", help=".onnx files; the first is what the others are compared with")
     made.add_argument("--seconds", type=float, default=1.0, help="time for each model and setting")
     made = verb("bench-head", model, target)
     made.add_argument("checkpoint", type=Path, nargs="?", help="take the final layer of this checkpoint")
-    made.add_argument("--features", type=int, default=2048)
-    made.add_argument("--classes", type=int, default=1000)
+    made.add_argument("--features", type=int, default=2048, help="without a checkpoint (default 2048)")
+    made.add_argument("--classes", type=int, default=1000, help="without a checkpoint (default 1000)")
     made.add_argument("--k", type=int, help="features a class keeps (default: a sixteenth)")
-    made.add_argument("--groups", type=int, help="tiled: groups of classes (default: 250 classes each)")
-    made.add_argument("--tile", type=int, help="tiled: adjacent features that go together (default: up to 16)")
+    made.add_argument("--groups", type=int, help="tiled: groups of classes (default 4)")
+    made.add_argument("--tile", type=int, help="tiled: adjacent features that go together, a power of two (default: up to 16)")
     made.add_argument("--rescore", type=int, default=8, help="classes recomputed densely, for ...+rescore (default 8)")
     made.add_argument(
         "--layout", type=many(str), default=["gather", "tiled", "tiled+rescore"],

@@ -54,7 +54,7 @@ def specialize(
     if head.rescore:
         recall = shortlist_recall(head, seen, dense)
     result = HeadResult(
-        layer=stage.layer, select=options.select if spaces.order is None and spaces.reorder is None else "blocks",
+        layer=stage.layer, select=options.chosen_by if spaces.order is None and spaces.reorder is None else "blocks",
         fit=options.fit, k1=stage.k1, k2=head.weight.shape[1], features=stage.m, layout=head.layout, groups=len(head.index),
         tile=head.tile, folded=folded, rescore=head.rescore, images=stage.images, top1_dense=before, top1_head=after,
         top1_dense_trained=stage.dense_trained(seen) if training and options.rival else None, ratio=after / max(before, 1e-12),
@@ -82,11 +82,13 @@ class Stage:
             if isinstance(k, int) and not 1 <= k <= self.m:
                 raise SlimrankError(f"--{name} is {k}, the classifier reads {self.m} features; choose 1 to {self.m}")
         if isinstance(options.rescore, int) and not 0 <= options.rescore <= self.classes:
-            raise SlimrankError(f"--rescore is {options.rescore}, the classifier has {self.classes} classes; choose 1 to that")
+            raise SlimrankError(
+                f"--rescore is {options.rescore}, must lie in 0..{self.classes}: there are {self.classes} classes"
+            )
         if options.layout == "tiled":
             self.tile(options.k2 if isinstance(options.k2, int) else None)
-            if options.groups is not None and options.groups > self.classes:
-                raise SlimrankError(f"--groups is {options.groups}, the classifier has {self.classes} classes; choose fewer")
+        if options.groups is not None and options.groups > self.classes:
+            raise SlimrankError(f"--groups is {options.groups}, the classifier has {self.classes} classes; choose fewer")
         bias = torch.zeros(self.classes) if self.dense.bias is None else self.dense.bias.detach().cpu()
         weight = self.dense.weight.detach().cpu()
         # the paper truncates the dense weights; whatever is fitted leaves out what all classes share
@@ -104,7 +106,7 @@ class Stage:
         batches = lambda images: features(self.checkpoint.model, self.layer, images.batches())  # noqa: E731
         k1 = o.k1
         self.moments = Moments()
-        voting = o.select in VOTING and o.layout != "tiled"
+        voting = o.chosen_by in VOTING and o.layout != "tiled"
         if voting and isinstance(k1, float):
             coverage = Coverage()
             survey(batches(train), coverage.add)
@@ -120,15 +122,14 @@ class Stage:
         else:
             self.images = survey(batches(train), *keepers)
         self.judge: Cached = cached(batches(self.data.split("validation")))
-        least = self.images <= (o.k2 if isinstance(o.k2, int) else default_k(self.m))
-        if o.fit != "truncate" and least:
-            self.notes.append(f"only {self.images} images for the fit: a ridge holds it")
-        labels = self.cache.labels if o.fit == "train" else None
-        empty = self.votes.images == 0 if self.votes else None
-        if labels is not None:
-            empty = torch.bincount(labels, minlength=self.classes) == 0
-        if empty is not None and bool(empty.any()):
-            self.notes.append(f"{int(empty.sum())} classes without training images")
+        if o.fit != "truncate" and self.images < 2 * self.m:
+            ridge = (
+                ", and a ridge holds the fit" if self.images <= (o.k2 if isinstance(o.k2, int) else default_k(self.m)) else ""
+            )
+            self.notes.append(f"only {self.images} training images for {self.m} features: expect little of it{ridge}")
+        empty = int((torch.bincount(train.labels, minlength=self.classes) == 0).sum())
+        if empty:
+            self.notes.append(f"{empty} classes have no training images")
 
     # -- one head --------------------------------------------------------------------------------------------------
 
@@ -140,7 +141,8 @@ class Stage:
             while k2 % wide:
                 wide //= 2
         if self.m % wide or (k2 is not None and k2 % wide):
-            raise SlimrankError(f"--tile {wide} does not divide --k2 {k2 or 'and'} and the classifier's {self.m} features")
+            both = f"--k2 {k2} and the" if k2 else "the"
+            raise SlimrankError(f"--tile {wide} does not divide {both} classifier's {self.m} features; choose another")
         return wide
 
     def k2(self, layout: str) -> int:
@@ -152,7 +154,7 @@ class Stage:
 
     def spaces(self, layout: str, groups: int, k2: int, adjacent: bool) -> Subspaces:
         if layout != "tiled":
-            return Subspaces(choose(self.options.select, self.weight.double(), self.moments, self.votes, k2))
+            return Subspaces(choose(self.options.chosen_by, self.weight.double(), self.moments, self.votes, k2))
         worth = saliency(self.weight, self.moments)
         return cocluster(worth, groups, self.tile(k2), k2, self.options.seed, adjacent=adjacent)
 
@@ -235,8 +237,16 @@ class Stage:
         k2 = self.k2(layout) if o.k2 != "auto" else self.smallest(layout, groups, adjacent)
         spaces = self.spaces(layout, groups, k2, adjacent)
         head, training = self.fitted(spaces, layout)
+        if layout == "dense" or not o.rescore:
+            return head, spaces, training
         rescore = self.enough(head, spaces, layout) if o.rescore == "auto" else int(o.rescore)
-        return (self.laid_out(head, spaces, layout, rescore) if rescore else head), spaces, training
+        again = self.laid_out(head, spaces, layout, rescore)
+        before, after = top1(head, self.judge), top1(again, self.judge)
+        if after < before:
+            self.notes.append(
+                f"rescoring brings the dense layer's decisions back, not better ones: top-1 {before:.4f} -> {after:.4f}"
+            )
+        return again, spaces, training
 
     def smallest(self, layout: str, groups: int, adjacent: bool) -> int:
         """The smallest k2 whose validation top-1 stays within --max-drop of the dense layer's, by bisection."""

@@ -16,7 +16,7 @@ from ..export.quantize import quantized
 from ..export.to_onnx import export, size
 from .checkpoint import Checkpoint
 from .features import classifier
-from .subspace import SubspaceLinear
+from .subspace import SubspaceLinear, check_tile
 from .tracing import channel_map
 
 GROUPS = (2, 4, 8, 16, 32)  # that `auto` tries, of five classes or more each: every group costs a node
@@ -171,22 +171,23 @@ def bench(
         found = checkpoint.model.get_submodule(channels.classifier)
         if isinstance(found, SubspaceLinear):
             own, k, groups, tile = found, found.weight.shape[1], len(found.index), found.tile
+            rescore = found.rescore or rescore
         else:
             found = classifier(checkpoint.model, channels)[1]
         features, classes = int(found.in_features), int(found.out_features)
-    if features < 1 or classes < 1:
-        raise SlimrankError(f"--features {features} and --classes {classes} must be at least 1")
+    for name, value in (("--features", features), ("--classes", classes), ("--rescore", rescore)):
+        if value < 1:
+            raise SlimrankError(f"{name} is {value}, must be at least 1")
     k = max(1, features // 16) if k is None else k
     if not 1 <= k <= features:
         raise SlimrankError(f"--k is {k}, must lie in 1..{features}, the number of features")
-    groups = max(2, classes // 250) if groups is None else groups
+    groups = min(classes, 4) if groups is None else groups
+    if not 1 <= groups <= classes:
+        raise SlimrankError(f"--groups is {groups}, must lie in 1..{classes}, the number of classes")
+    check_tile(tile)
     tile = next(t for t in (16, 8, 4, 2, 1) if features % t == 0 and k % t == 0) if tile is None else tile
-    if any(name.startswith("tiled") for name in layout) and (features % tile or k % tile or not 1 <= groups <= classes):
-        raise SlimrankError(
-            f"tiles of {tile} do not divide --k {k} and {features} features, or --groups {groups} exceeds the classes"
-        )
-    if rescore < 1:
-        raise SlimrankError(f"--rescore is {rescore}, must be at least 1")
+    if features % tile or k % tile:
+        raise SlimrankError(f"--tile {tile} does not divide --k {k} and {features} features; choose another")
     linear = nn.Linear(features, classes).eval()
     weight, bias = linear.weight.detach(), linear.bias.detach()
     again = min(rescore, classes) or 1
@@ -222,4 +223,5 @@ def bench(
         f"{features} features, {classes} classes, {k} features a class ({groups} groups, tiles of {tile}); "
         f"`linear` is the dense layer\n{sizes_}\n{timed}"
     )
-    return {"features": features, "classes": classes, "k": k, "results": rows, "machine": timed.machine, "table": table}
+    shaped = {"features": features, "classes": classes, "k": k, "groups": groups, "tile": tile, "rescore": again}
+    return {**shaped, "results": rows, "machine": timed.machine, "table": table}

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import SlimrankError, near
-from .choosing import check_select
+from ..evaluate.latency import check_settings
+from .choosing import VOTING, check_select
 from .fitting import check_fit
-from .subspace import LAYOUTS
+from .subspace import LAYOUTS, check_tile
 
 
 class NotFaster(SlimrankError):
@@ -17,7 +18,7 @@ class NotFaster(SlimrankError):
 class HeadOptions:
     """What a head is asked to be. k1: votes an image, or the share of the l1 norm they must carry; k2 None: an eighth."""
 
-    select: str = "omp"
+    select: str | None = None  # omp; tiles are always found by co-clustering
     fit: str = "train"
     layout: str = "auto"
     k1: int | float | None = None
@@ -36,9 +37,14 @@ class HeadOptions:
     only_faster: bool = False  # no head at all where none is faster and accurate enough
     rival: bool = True  # train the dense layer beside a trained head
 
+    @property
+    def chosen_by(self) -> str:
+        return self.select or "omp"
+
     def check(self) -> None:
-        check_select(self.select)
+        check_select(self.chosen_by)
         check_fit(self.fit)
+        check_settings([self.provider], self.batches, [self.threads])
         if self.layout not in ("auto", *LAYOUTS):
             raise SlimrankError(f"no layout {self.layout!r}; {near(self.layout, ('auto', *LAYOUTS))}")
         if isinstance(self.k1, float) and not 0 < self.k1 <= 1:
@@ -48,9 +54,15 @@ class HeadOptions:
                 raise SlimrankError(f"{name} is {value!r}, must be a number or auto")
         if not 0 < self.agreement <= 1 or not 0 <= self.max_drop < 1:
             raise SlimrankError(f"--agreement {self.agreement} and --max-drop {self.max_drop} must be shares, as 0.99 and 0.01")
-        for name, number in (("--groups", self.groups), ("--tile", self.tile)):
-            if number is not None and number < 1:
-                raise SlimrankError(f"{name} is {number}, must be at least 1")
+        if self.groups is not None and self.groups < 1:
+            raise SlimrankError(f"--groups is {self.groups}, must be at least 1")
+        check_tile(self.tile)
+        if self.layout == "tiled" and (self.select or self.k1):
+            raise SlimrankError("--layout tiled finds its features by co-clustering; leave out --select and --k1")
+        if self.k1 is not None and self.chosen_by not in VOTING:
+            raise SlimrankError(f"--k1 counts votes, --select {self.chosen_by} has none; take --select histogram")
+        if self.layout == "dense" and self.rescore:
+            raise SlimrankError("--layout dense computes every logit already; --rescore would only add to it, leave it out")
         if self.layout in ("dense", "gather") and (self.groups or self.tile or self.adjacent):
             raise SlimrankError(f"--groups, --tile and --adjacent shape tiles; --layout {self.layout} has none")
 

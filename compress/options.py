@@ -41,7 +41,7 @@ class Options:
     precision: str = "auto"
     distill: bool = False
     head: str = "auto"
-    select: str = "omp"
+    select: str | None = None
     fit: str = "train"
     k1: int | float | None = None
     k2: int | str | None = None

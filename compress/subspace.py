@@ -20,6 +20,11 @@ def sizes(classes: int, groups: int) -> list[int]:
     return [least + 1] * more + [least] * (groups - more)
 
 
+def check_tile(tile: int | None) -> None:
+    if tile is not None and (tile < 1 or tile & (tile - 1)):
+        raise SlimrankError(f"--tile is {tile}, must be a power of two, as 8 or 16")
+
+
 class SubspaceLinear(nn.Module):
     """Linear layer of `in_features` features, the classes of group g reading the features `index[g]`.
 

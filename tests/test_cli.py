@@ -113,7 +113,18 @@ def test_every_verb_in_turn(capsys, tmp_path, trained):
     taught = ("--teacher", trained, "-o", tmp_path / "d.safetensors")
     run(capsys, "finetune", tmp_path / "p.safetensors", *digits, "--epochs", 1, *taught)
     head = run(
-        capsys, "specialize", tmp_path / "t.safetensors", *digits, "--k1", 6, "--k2", 6, "-o", tmp_path / "h.safetensors"
+        capsys,
+        "specialize",
+        tmp_path / "t.safetensors",
+        *digits,
+        "--select",
+        "histogram",
+        "--k1",
+        6,
+        "--k2",
+        6,
+        "-o",
+        tmp_path / "h.safetensors",
     )
     assert head["top1_dense"] == tuned["top1_after"]
     assert len(head["indices"]) == 10
@@ -341,7 +352,16 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("specialize", trained, *digits, "--agreement", 2, *out), "--agreement"),
         (("specialize", trained, *digits, "--select", "histogram", "--k1", "coverage:2", *out), "coverage"),
         (("specialize", trained, *digits, "--fit", "refit", "--sweep", "3,99", *out), "--sweep"),
+        (("specialize", trained, *digits, "--layout", "tiled", "--tile", 5, *out), "power of two"),
+        (("specialize", trained, *digits, "--layout", "tiled", "--select", "omp", *out), "co-clustering"),
+        (("specialize", trained, *digits, "--k1", 5, *out), "counts votes"),
+        (("specialize", trained, *digits, "--layout", "dense", "--rescore", 3, *out), "leave it out"),
+        (("specialize", trained, *digits, "--layout", "gather", "--batch", "0", *out), "--batch"),
+        (("specialize", trained, *digits, "--threads", "1,2", *out), "one thread count"),
+        (("specialize", trained, *digits, "--groups", 11, *out), "10 classes"),
         (("bench-head", "--rescore", 0, "--layout", "tiled+rescore"), "--rescore"),
+        (("bench-head", "--tile", 0), "power of two"),
+        (("bench-head", "--groups", 1001), "1..1000"),
         (("finetune", trained, *digits, "--epochs", 0, *out), "--epochs"),
         (("finetune", trained, *digits, "--lr", 11, *out), "--lr"),
         (("train", *digits, *out), "--model NAME"),
