@@ -6,7 +6,7 @@
 The network is untouched: everything but the last rows works on what the classifier reads. ResNet-20 on CIFAR-10 (JPEG), whose
 checkpoint saw other pixels, and ResNet-18 on Tiny ImageNet (200 classes, 512 features). Rivals: random features, low rank of
 equal MACs (of the weights, and of the logits), plain and rescored, and the dense layer trained as the heads are.
-joint: one epoch over all training images, network and head together (lr 0.01), the dense network beside it, equally long.
+joint: one epoch over all training images, network and head together (lr 0.01), the dense network beside it, equally long; distilled: the untouched network is the teacher.
 Validation is a fifth of the test split and decides what training keeps; test figures are of the rest. `agreement` with the
 dense decisions is of validation. Rows are saved as they come to results/head_accuracy.json; run again to go on.
 """
@@ -117,8 +117,9 @@ class Bench:
                 made = lambda g=given, n=n: self.measured(low_rank(*self.target, k * self.classes, g, rescore=n))  # noqa: E731
                 self.rows.row(f"{self.name} low rank of the {what}, k2={k}, {n} rescored", made)
 
-    def joint(self, k: int, shape: tuple[int, int] | None) -> None:
-        """One epoch of network and head, from the fitted head; and of the dense network."""
+    def joint(self, k: int, shape: tuple[int, int] | None, taught: bool = False) -> None:
+        """One epoch of network and head, from the fitted head; and of the dense network. `taught`: from the trained head,
+        with the untouched dense network as teacher of both."""
         recipe = Recipe(1, 0.01)
 
         def make(specialised: bool):
@@ -126,6 +127,8 @@ class Bench:
             if specialised and shape:
                 chosen = self.tiles(shape[0], shape[1], k, False)
                 head = self.fitted(chosen, "refit")
+                if taught:
+                    head, _ = trained(head, self.target, self.train, self.validation)
                 model = fold(model, self.channels, self.layer, self.checkpoint.example(2), chosen.reorder)
                 head.reorder = None
                 model = with_head(model, self.layer, head)
@@ -133,12 +136,14 @@ class Bench:
                 chosen = Subspaces(choose("omp", self.weight, self.moments, None, k))
                 model = with_head(model, self.layer, self.fitted(chosen, "refit"))
             before = self.whole(model)
-            tuned, training = train(model, self.data.train, self.data.validation, recipe)
+            teacher = self.model if taught else None
+            tuned, training = train(model, self.data.train, self.data.validation, recipe, teacher=teacher)
             return {"before": before, "after": self.whole(tuned), "seconds": round(training.seconds)}
 
         what = f"{shape[0]} groups, tiles of {shape[1]}, k2={k}" if shape else f"omp k2={k}"
-        self.rows.row(f"{self.name} dense joint", lambda: make(False))
-        self.rows.row(f"{self.name} {what} joint", lambda: make(True))
+        how = "joint, distilled" if taught else "joint"
+        self.rows.row(f"{self.name} dense {how}", lambda: make(False))
+        self.rows.row(f"{self.name} {what} {how}", lambda: make(True))
 
     def whole(self, model) -> dict:
         found = {}
@@ -174,6 +179,7 @@ def main() -> None:
             bench.rows.row(f"{bench.name} dense trained", again)
         small.joint(5, None)
         large.joint(64, (40, 8))
+        large.joint(64, (40, 8), taught=True)
         small.tiled(16, [(5, 4, False), (2, 4, False)])
         small.scattered(10)
         large.tiled(32, [(40, 8, False), (8, 8, False)])
