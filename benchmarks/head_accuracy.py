@@ -6,7 +6,8 @@
 The network is untouched: everything but the last rows works on what the classifier reads. ResNet-20 on CIFAR-10 (JPEG), whose
 checkpoint saw other pixels, and ResNet-18 on Tiny ImageNet (200 classes, 512 features). Rivals: random features, low rank of
 equal MACs (of the weights, and of the logits), plain and rescored, and the dense layer trained as the heads are.
-joint: one epoch over all training images, network and head together (lr 0.01), the dense network beside it, equally long; distilled: the untouched network is the teacher.
+joint: one epoch over all training images, network and head together (lr 0.01), the dense network beside it, equally long;
+distilled: the untouched network is the teacher of both.
 Validation is a fifth of the test split and decides what training keeps; test figures are of the rest. `agreement` with the
 dense decisions is of validation. Rows are saved as they come to results/head_accuracy.json; run again to go on.
 """
