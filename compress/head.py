@@ -211,8 +211,8 @@ class Stage:
                 return head, spaces, training
             if timed is found[-1]:
                 self.notes.append(
-                    f"{len(found)} layouts are faster than the dense layer, none within --max-drop {o.max_drop} of its "
-                    f"validation top-1 {dense:.4f} ({timed.name}: {reached:.4f})"
+                    f"faster than the dense layer: {len(found)} of the layouts; within --max-drop {o.max_drop} of its "
+                    f"validation top-1 {dense:.4f}: none ({timed.name}: {reached:.4f})"
                 )
         if o.only_faster:
             raise NotFaster("; ".join(self.notes))
