@@ -240,7 +240,8 @@ def test_heads_of_every_kind(capsys, tmp_path, trained):
         elif number == 2:
             assert found["groups"] == 3
             assert found["top1_dense_trained"] is not None
-            assert found["shortlist_recall"] >= found["agreement"] - 1e-9
+            assert found["shortlist_recall"] > 0.9  # a class outside can still win, when the rescored ones fall below it
+            assert found["agreement"] > 0.9
             again = run(capsys, "finetune", out, *digits, "--epochs", 1, "-o", tmp_path / "joint.safetensors")
             assert again["top1_before"] == pytest.approx(found["top1_head"], abs=1e-9)
             exported = run(capsys, "export", tmp_path / "joint.safetensors", *digits, "-o", tmp_path / "joint.onnx")
