@@ -12,12 +12,9 @@ Validation is a fifth of the test split and decides what training keeps; test fi
 dense decisions is of validation. Rows are saved as they come to results/head_accuracy.json; run again to go on.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-from rows import OutOfTime, Rows
+from rows import OutOfTime, Rows, two_networks
 from torch import nn
 
 from slimrank.compress.checkpoint import load
@@ -154,13 +151,7 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--tiny-checkpoint", type=Path, required=True)
-    parser.add_argument("--tiny", required=True)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = two_networks(__doc__)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = Rows("head_accuracy", args.minutes, torch=torch.__version__)

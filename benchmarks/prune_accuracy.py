@@ -12,11 +12,10 @@ given the same 16 epochs. Validation is a fifth of the test split, test figures 
 that validates best. Rows are saved as they come to results/prune_accuracy.json; run again to go on.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
-from rows import RESULTS, OutOfTime, Rows
+from rows import RESULTS, OutOfTime, Rows, two_networks
 
 from slimrank.compress.checkpoint import load, save
 from slimrank.compress.finetune import train
@@ -41,14 +40,8 @@ LONG, SHORT = Recipe(16, 0.05), Recipe(2, 0.02)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--tiny-checkpoint", type=Path, required=True)
-    parser.add_argument("--tiny", required=True)
-    parser.add_argument("--minutes", type=float)
+    parser = two_networks(__doc__)
     parser.add_argument("--only", choices=["resnet20", "resnet18", "dense long"], help="part of it")
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = Rows("prune_accuracy", args.minutes, torch=torch.__version__, bf16=Recipe(1, 0.1).bf16)

@@ -1,5 +1,6 @@
 """Rows that are saved as they come, so that a benchmark stopped anywhere goes on where it was."""
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -45,3 +46,15 @@ class Rows:
         rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in self.value["rows"].items())
         temporary.write_text(f'{{"about": {json.dumps(self.value["about"])}, "rows": {{\n{rows}\n}}}}\n')
         temporary.rename(self.path)
+
+
+def two_networks(doc: str | None) -> argparse.ArgumentParser:
+    """The words of a benchmark that runs on both shared checkpoints."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--tiny-checkpoint", type=Path, required=True)
+    parser.add_argument("--tiny", required=True)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser

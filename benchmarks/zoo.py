@@ -49,7 +49,7 @@ def main() -> None:
     rows = Rows("zoo", args.minutes, torch=torch.__version__)
     try:
         for name in (HERE / "zoo.txt").read_text().split():
-            rows.row(name, lambda name=name: tried(name, args.data))
+            rows.row(name, lambda name=name: tried(lambda: measure(name, args.data)))
     except OutOfTime:
         print("out of time; run again to go on")
     passed = [n for n, row in rows.value["rows"].items() if row.get("parity", 1) < 1e-4 and row.get("masked_sliced", 1) < 1e-9]
@@ -61,10 +61,7 @@ def inspected(minutes: float | None) -> None:
 
     def row(name: str) -> dict:
         model, size = models.build(name).eval(), models.input_size(name)
-        try:
-            channels = channel_map(model, torch.randn(1, 3, size, size))
-        except Exception as error:  # a crash is a result
-            return {"failed": f"{type(error).__name__}: {error}"}
+        channels = channel_map(model, torch.randn(1, 3, size, size))
         groups = channels.groups
         return {
             "classifier": channels.classifier, "groups": len(groups), "prunable": sum(g.prunable for g in groups),
@@ -73,13 +70,13 @@ def inspected(minutes: float | None) -> None:
 
     zoo = [name for name in models.names() if name not in models.OWN]
     for name in zoo:
-        rows.row(name, lambda name=name: row(name))
+        rows.row(name, lambda name=name: tried(lambda: row(name)))
     print(f"{sum('failed' not in rows[name] for name in zoo)} of {len(zoo)} pass inspect")
 
 
-def tried(name: str, spec: str) -> dict:
+def tried(make) -> dict:
     try:
-        return measure(name, spec)
+        return make()
     except Exception as error:  # a crash is a result
         return {"failed": f"{type(error).__name__}: {error}"}
 

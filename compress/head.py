@@ -238,6 +238,7 @@ class Stage:
         spaces = self.spaces(layout, groups, k2, adjacent)
         head, training = self.fitted(spaces, layout)
         if layout == "dense" or not o.rescore:
+            self.notes += ["nothing rescored: a dense layout computes every logit already"] if o.rescore else []
             return head, spaces, training
         rescore = self.enough(head, spaces, layout) if o.rescore == "auto" else int(o.rescore)
         again = self.laid_out(head, spaces, layout, rescore)

@@ -16,7 +16,7 @@ from ..export.quantize import quantized
 from ..export.to_onnx import export, size
 from .checkpoint import Checkpoint
 from .features import classifier
-from .subspace import SubspaceLinear, check_tile
+from .subspace import SubspaceLinear, check_tile, rescored
 from .tracing import channel_map
 
 GROUPS = (2, 4, 8, 16, 32)  # that `auto` tries, of five classes or more each: every group costs a node
@@ -43,6 +43,9 @@ class Timed:
 class LowRank(nn.Module):
     """U (V x) + b, the rival of equal MACs; `rescore` as in SubspaceLinear."""
 
+    full_weight: Tensor | None
+    full_bias: Tensor | None
+
     def __init__(self, u: Tensor, v: Tensor, bias: Tensor, full: tuple[Tensor, Tensor] | None = None, rescore: int = 0):
         super().__init__()
         self.down, self.up = nn.Linear(v.shape[1], v.shape[0], bias=False), nn.Linear(u.shape[1], u.shape[0])
@@ -53,7 +56,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.up(self.down(x))
-        return SubspaceLinear._rescored(self, x, y) if self.rescore else y  # type: ignore[arg-type]
+        return rescored(x, y, self.full_weight, self.full_bias, self.rescore) if self.rescore else y
 
     def macs(self, _input_shape: tuple[int, ...]) -> int:
         return self.down.weight.numel() + self.up.weight.numel() + self.rescore * self.in_features
@@ -190,7 +193,7 @@ def bench(
         raise SlimrankError(f"--tile {tile} does not divide --k {k} and {features} features; choose another")
     linear = nn.Linear(features, classes).eval()
     weight, bias = linear.weight.detach(), linear.bias.detach()
-    again = min(rescore, classes) or 1
+    again = min(rescore, classes)
     kinds: dict[str, Any] = {
         "svd": lambda: low_rank(weight, bias, k * classes),
         "svd+rescore": lambda: low_rank(weight, bias, k * classes, rescore=again),

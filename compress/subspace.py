@@ -133,7 +133,7 @@ class SubspaceLinear(nn.Module):
         else:
             y = self._tiled(placed) if self.layout == "tiled" else self._gather(placed)
         if self.rescore:
-            y = self._rescored(placed, y)
+            y = rescored(placed, y, self.full_weight, self.full_bias, self.rescore)
         return y if self._back is None else _rows(y, self._back)
 
     def _gather(self, x: Tensor) -> Tensor:
@@ -146,15 +146,6 @@ class SubspaceLinear(nn.Module):
         copied = x.view(-1, self.in_features // self.tile, self.tile).index_select(1, self._tiles).view(-1, groups * k)
         parts = zip(copied.split(k, 1), self.weight.split(self.sizes), self.bias.split(self.sizes), strict=True)
         return torch.cat([F.linear(part, weight, bias) for part, weight, bias in parts], 1)
-
-    def _rescored(self, x: Tensor, y: Tensor) -> Tensor:
-        assert self.full_weight is not None
-        assert self.full_bias is not None
-        best = y.topk(self.rescore, 1, sorted=False).indices
-        rows = self.full_weight.index_select(0, best.flatten()).view(-1, self.rescore, self.in_features)
-        bias = self.full_bias.index_select(0, best.flatten()).view(-1, self.rescore)
-        exact = (x.unsqueeze(1) @ rows.transpose(1, 2)).squeeze(1) + bias
-        return y.scatter(1, best, exact.to(y.dtype))
 
     def dense_weight(self) -> Tensor:
         """[classes, features], both in their own order, zero outside the subspaces."""
@@ -189,6 +180,16 @@ class SubspaceLinear(nn.Module):
         return (
             f"{self.in_features} -> {self.index.shape[1]} of them a class -> {self.out_features}{groups}, {self.layout}{again}"
         )
+
+
+def rescored(x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, count: int) -> Tensor:
+    """Logits y [images, classes], those of the `count` largest replaced by weight x + bias (weight [classes, features])."""
+    assert weight is not None
+    assert bias is not None
+    best = y.topk(count, 1, sorted=False).indices
+    rows = weight.index_select(0, best.flatten()).view(-1, count, weight.shape[1])
+    exact = (x.unsqueeze(1) @ rows.transpose(1, 2)).squeeze(1) + bias.index_select(0, best.flatten()).view(-1, count)
+    return y.scatter(1, best, exact.to(y.dtype))
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
