@@ -43,6 +43,15 @@ def coverage(text: str) -> int | float:
     return float(share) if colon and kind == "coverage" else int(text)
 
 
+def block_norm(text: str) -> tuple[float, float, int, float]:
+    """P,Q,GROUPS,LAMBDA; P and Q may be inf."""
+    p, q, groups, strength = text.split(",")
+    return float(p), float(q), int(groups), float(strength)
+
+
+block_norm.__name__ = "P,Q,GROUPS,LAMBDA"
+
+
 def floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
@@ -163,6 +172,15 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     writes(verb("demo"), "folder for the results (default: demo)", "demo")
     made = writes(verb("train", model, data(True), training(20, 0.1)), "slim checkpoint to write")
     made.add_argument("--from", dest="start", type=Path, metavar="CKPT", help="start from this checkpoint")
+    made.add_argument(
+        "--block-norm", type=block_norm, metavar="P,Q,GROUPS,LAMBDA",
+        help="groups of filters that vanish together and are cut, as 2,1,5,1e-3 (in place of weight decay)",
+    )  # fmt: skip
+    made.add_argument("--activation-norm", type=float, help="weight of: filters of a group fire in the same region")
+    made.add_argument("--spatial-norm", type=float, help="weight of: a filter fires in one place")
+    made.add_argument(
+        "--csg", action="store_true", help="class-specific gates on the classifier's features, every third epoch; kept with it"
+    )
     made = reads(verb("inspect", model, timing(1)))
     made.add_argument("--time", action="store_true", help="time of every layer in ONNX Runtime, and what less of it would save")
     made = reads(verb("evaluate", model, data(True), target), "checkpoint or .onnx file")

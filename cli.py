@@ -18,7 +18,7 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     output(args.out, ".safetensors", getattr(args, "checkpoint", None))
     made, result = training.from_scratch_or_checkpoint(
-        args.model, args.model_arg, args.start, reading(args), opener(args), recipe(args),
+        args.model, args.model_arg, args.start, reading(args), opener(args), interpretable(args),
         size=args.size, progress=part(args.out),
     )  # fmt: skip
     training.save(made, args.out)
@@ -229,6 +229,20 @@ def recipe(args: argparse.Namespace) -> Any:
         args.epochs, args.lr, augment=args.augment, smoothing=args.label_smoothing, patience=args.patience,
         precision=args.precision, seed=args.seed, device=args.device, teacher_share=getattr(args, "teacher_share", 0.5),
     )  # fmt: skip
+
+
+def interpretable(args: argparse.Namespace) -> Any:
+    """The recipe of `train`, which alone knows block norm and gates."""
+    from dataclasses import replace
+
+    from slimrank.compress.gates import Csg
+    from slimrank.compress.regularizers import BlockNorm
+
+    p, q, groups, strength = args.block_norm or (2.0, 1.0, 5, 0.0)
+    norm = BlockNorm(p, q, groups, strength, args.activation_norm or 0.0, args.spatial_norm or 0.0)
+    wanted = args.block_norm is not None or norm.activation or norm.spatial
+    csg = Csg(0) if args.start else Csg()
+    return replace(recipe(args), block_norm=norm if wanted else None, csg=csg if args.csg else None)
 
 
 def part(out: Path) -> Path:

@@ -28,6 +28,7 @@ from .surgery import fit_attributes, replace_tensor
 FORMAT = 1
 MAX_SIZE = 4096  # pixels a side; what is larger is a slip of the keyboard
 HEADER = "slimrank"
+GATES = "slimrank.gates"  # a tensor beside the network's own
 SEEN = (
     "warning: whoever trained this checkpoint may have trained on the validation images, and accuracy there is then memory; "
     "--validation test:0.2 takes them from the test split"
@@ -46,6 +47,7 @@ class Checkpoint:
     classes: list[str] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     trained_on: dict[str, Any] | None = None  # Data.identity of our own training; None for anybody else's
+    gates: Tensor | None = None  # class-specific gates, [features, classes], of the network as it was trained
 
     def then(self, model: nn.Module, **step: Any) -> "Checkpoint":
         """The same checkpoint one step on."""
@@ -104,6 +106,8 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
         "trained_on": checkpoint.trained_on,
     }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    if checkpoint.gates is not None:
+        tensors[GATES] = checkpoint.gates.contiguous()
     with whole(path) as temporary:
         save_file(tensors, temporary, {HEADER: json.dumps(header)})
 
@@ -160,7 +164,8 @@ def load(
                 f"{path} carries its own model ({header.get('model')}) and preprocessing; leave out --model, --model-arg, "
                 "--mean, --std and --size"
             )
-        return _from_header(path, state, header, trusted=name is not None)
+        gates = state.pop(GATES, None)
+        return replace(_from_header(path, state, header, trusted=name is not None), gates=gates)
     if name is None:
         raise SlimrankError(f"{path} does not say what network it is; add --model NAME, as --model resnet18")
     arguments = dict(arguments or {})

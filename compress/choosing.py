@@ -3,6 +3,7 @@
 histogram: the most frequent among the k1 largest of its training images (the paper's Algorithm 1).
 weights, weights+histogram: largest |W|, and largest |W| times votes: the paper's own losing variants.
 contribution: largest |W| times the feature's spread (standard deviation).
+gates: the class's widest gates, from training with --csg (gates.py).
 omp: orthogonal matching pursuit on the dense logit, from second moments.
 What all classes share moves no softmax, so contribution and omp read W less its mean over classes.
 """
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..errors import SlimrankError, near
 from .features import Moments, Votes
 
-SELECTS = ("histogram", "contribution", "omp", "weights", "weights+histogram")
+SELECTS = ("histogram", "contribution", "omp", "weights", "weights+histogram", "gates")
 VOTING = ("histogram", "weights+histogram")
 CHUNK = 2**25  # numbers at once
 

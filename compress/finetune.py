@@ -4,7 +4,8 @@ import copy
 import hashlib
 import pickle
 import time
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from ..errors import SlimrankError
 from ..evaluate.accuracy import accuracy, predictor
 from ..evaluate.data import Images
 from ..files import whole
+from .features import classifier
+from .gates import Gates
 from .recipe import Recipe
+from .regularizers import Regularizer
+from .tracing import channel_map
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,10 @@ class Training:
     best_epoch: int
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
+    gates: Tensor | None = field(default=None, repr=False)  # [features, classes], where the recipe has them
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in vars(self).items() if key != "gates"}
 
     def __str__(self) -> str:
         tops = " ".join(f"{t:.4f}" for t in self.validation_top1)
@@ -90,10 +96,22 @@ class _Run:
         self.teacher = None
         if teacher is not None:
             self.teacher = copy.deepcopy(teacher).to(recipe.device).to(memory_format=torch.channels_last).eval()
+        self.norm: Regularizer | None = None
+        self.gates: Gates | None = None
+        if recipe.block_norm is not None or recipe.csg is not None:
+            self.keep_best = False
+            example = torch.zeros(1, *images.preprocessing.shape, device=recipe.device)
+            channels = channel_map(self.model, example)
+            if recipe.block_norm is not None:
+                self.norm = Regularizer(self.model, channels, recipe.block_norm)
+            if recipe.csg is not None:
+                name, linear = classifier(self.model, channels)
+                self.gates = Gates(self.model, name, linear.weight)
+        decay = 0.0 if recipe.block_norm is not None and recipe.block_norm.strength else recipe.weight_decay
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         plain = [p for p in self.model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}],
             lr=recipe.lr, momentum=0.9, nesterov=True,
         )  # fmt: skip
         self.per_epoch = -(-len(images) // self.batch)
@@ -119,6 +137,7 @@ class _Run:
     def epoch(self) -> None:
         recipe, number = self.recipe, len(self.losses) + 1
         self.model.train()
+        gated = recipe.csg is not None and self.gates is not None and recipe.csg.gated(number - 1)
         total = 0.0
         bar = tqdm(
             self.images.batches(self.batch, shuffle=self.generator, device=recipe.device),
@@ -128,10 +147,15 @@ class _Run:
             if len(x) < 2:  # BatchNorm cannot train on one image
                 continue
             x = augmented(x, self.augment, self.generator).contiguous(memory_format=torch.channels_last)
-            loss = self.loss(x, labels)
+            loss = self.loss(x, labels, gated)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+            lr = self.optimizer.param_groups[0]["lr"]
+            if self.norm is not None:
+                self.norm.shrink(lr)
+            if gated and self.gates is not None:
+                self.gates.step(lr)
             self.schedule.step()
             total += loss.item() * len(x)
         self.losses.append(total / len(self.images))
@@ -144,7 +168,19 @@ class _Run:
                 self.best = {k: v.clone() for k, v in self.model.state_dict().items()}
             self.tops.append(top1)
 
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, x: Tensor, labels: Tensor, gated: bool) -> Tensor:
+        maps: dict[str, Tensor] = {}
+        with ExitStack() as watching:
+            if gated and self.gates is not None:
+                watching.enter_context(self.gates.on(labels))
+            if self.norm is not None:
+                maps = watching.enter_context(self.norm.watch())
+            loss = self.of_logits(x, labels)
+        if gated and self.gates is not None:
+            loss = loss + self.gates.penalty()
+        return loss if self.norm is None else loss + self.norm.penalty(maps, self.generator)
+
+    def of_logits(self, x: Tensor, labels: Tensor) -> Tensor:
         recipe = self.recipe
         with torch.autocast(torch.device(recipe.device).type, torch.bfloat16, enabled=recipe.bf16):
             logits = self.model(x)
@@ -180,6 +216,7 @@ class _Run:
             self.best_epoch,
             recipe.seed,
             options,
+            None if self.gates is None else self.gates.values.detach().cpu(),
         )
         return model, done
 
@@ -204,6 +241,7 @@ class _Run:
             "run": self.identity(), "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if isinstance(v, (int, float, bool))},
             "generator": self.generator.get_state(), "random": torch.get_rng_state(), "losses": self.losses,
+            "gates": None if self.gates is None else self.gates.values.detach(),
             "tops": self.tops, "best": self.best, "seconds": time.perf_counter() - self.began,
         }  # fmt: skip
         with whole(path) as temporary:
@@ -224,6 +262,8 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.gates is not None:
+            self.gates.values.data.copy_(state["gates"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
         self.losses, self.tops, self.best = state["losses"], state["tops"], state["best"]

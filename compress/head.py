@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import SlimrankError
 from ..evaluate.accuracy import predictor
 from ..evaluate.data import Data, Images
+from . import gates
 from .checkpoint import Checkpoint
 from .choosing import VOTING, centred, choose, saliency
 from .features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
@@ -89,6 +90,10 @@ class Stage:
             self.tile(options.k2 if isinstance(options.k2, int) else None)
         if options.groups is not None and options.groups > self.classes:
             raise SlimrankError(f"--groups is {options.groups}, the classifier has {self.classes} classes; choose fewer")
+        if options.chosen_by == "gates" and options.layout != "tiled":
+            if checkpoint.gates is None:
+                raise SlimrankError("--select gates: this checkpoint has no gates; train them with `slimrank train --csg`")
+            gates.choose(checkpoint.gates, self.dense.weight.detach().cpu(), 1)
         bias = torch.zeros(self.classes) if self.dense.bias is None else self.dense.bias.detach().cpu()
         weight = self.dense.weight.detach().cpu()
         # the paper truncates the dense weights; whatever is fitted leaves out what all classes share
@@ -153,10 +158,13 @@ class Stage:
         return max(t, k // t * t)
 
     def spaces(self, layout: str, groups: int, k2: int, adjacent: bool) -> Subspaces:
-        if layout != "tiled":
-            return Subspaces(choose(self.options.chosen_by, self.weight.double(), self.moments, self.votes, k2))
-        worth = saliency(self.weight, self.moments)
-        return cocluster(worth, groups, self.tile(k2), k2, self.options.seed, adjacent=adjacent)
+        if layout == "tiled":
+            worth = saliency(self.weight, self.moments)
+            return cocluster(worth, groups, self.tile(k2), k2, self.options.seed, adjacent=adjacent)
+        if self.options.chosen_by == "gates":
+            assert self.checkpoint.gates is not None
+            return Subspaces(gates.choose(self.checkpoint.gates, self.weight, k2))
+        return Subspaces(choose(self.options.chosen_by, self.weight.double(), self.moments, self.votes, k2))
 
     def fitted(self, spaces: Subspaces, layout: str, rescore: int = 0) -> tuple[SubspaceLinear, Trained | None]:
         weight, bias = self.target

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import SlimrankError, near
+from .gates import Csg
+from .regularizers import BlockNorm
 
 AUGMENT = ("none", "shift", "shift+flip")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -20,6 +22,8 @@ class Recipe:
     of the loss, where there is a teacher: cross-entropy against its softened logits (Hinton et al. 2015, temperature 4).
     `patience`: stop after that many epochs without a better validation accuracy (None: never). `precision`: `bf16` runs
     forward and backward under autocast, weights and sums stay float32; `auto` takes it where the hardware multiplies it.
+    `block_norm`: groups of filters that vanish together (regularizers.py), in place of weight decay. `csg`: class-specific
+    gates (gates.py). With either, the last epoch's weights are the result: what they are for comes late.
     """
 
     epochs: int
@@ -33,6 +37,8 @@ class Recipe:
     precision: str = "auto"
     seed: int = 0
     device: str = "cpu"
+    block_norm: BlockNorm | None = None
+    csg: Csg | None = None
 
     def check(self) -> "Recipe":
         """Raise SlimrankError for settings that cannot train."""
@@ -50,6 +56,19 @@ class Recipe:
             raise SlimrankError(f"--teacher-share is {self.teacher_share}, must lie in 0..1; 0.5 is usual")
         if self.patience is not None and self.patience < 1:
             raise SlimrankError(f"--patience is {self.patience}, must be at least 1 epoch")
+        if self.block_norm is not None:
+            self.block_norm.check()
+            if self.csg is not None:
+                raise SlimrankError("--block-norm cuts features that --csg holds gates for; give one of the two")
+        if self.csg is not None and self.epochs <= self.csg.first:
+            raise SlimrankError(
+                f"--csg from scratch gates epochs from the {self.csg.first + 1}th on, --epochs is {self.epochs}; train longer, "
+                "or go on from a checkpoint with --from"
+            )
+        if self.patience is not None and (self.block_norm or self.csg):
+            raise SlimrankError(
+                "--patience keeps the best epoch; with --block-norm or --csg the last one is kept, leave it out"
+            )
         return self
 
     @property

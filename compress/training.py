@@ -1,7 +1,7 @@
 """Train and fine-tune as one call each: checkpoint and data in, checkpoint and result out."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import torch
 from ..errors import SlimrankError
 from ..evaluate.accuracy import accuracy, predictor
 from ..evaluate.data import Data, Preprocessing
-from . import models
+from . import gates, models
 from .checkpoint import Checkpoint, load, save
+from .features import classifier
 from .finetune import train
 from .recipe import Recipe
+from .regularizers import BlockNorm, without_vanished
+from .tracing import channel_map
 
 __all__ = ["finetune", "fresh", "from_scratch_or_checkpoint", "save"]
 Opener = Callable[[Preprocessing], Data]
@@ -83,7 +86,39 @@ def finetune(
     made = checkpoint.then(model, step=step, **told, precision=training.options["precision"])
     if step == "train" and len(checkpoint.history) == 1 and checkpoint.history[0]["step"] == "build":
         made = replace(made, trained_on=data.identity)  # nobody trained it before
-    result = {"top1_before": before.top1, "top1_after": after.top1, "n": after.n, "training": training.to_dict()}
+    says = [str(training)]
+    result: dict[str, Any] = {"top1_before": before.top1, "top1_after": after.top1, "n": after.n}
+    result["training"] = training.to_dict()
+    if recipe.block_norm is not None:
+        made, result["block_norm"], line = _vanished(made, recipe.block_norm)
+        says.append(line)
+    if training.gates is not None:
+        layer, _ = classifier(model, channel_map(model, made.example()))
+        made = replace(made, gates=training.gates)
+        paths = gates.measure(model, layer, training.gates, data.split("test").batches(), len(data.classes))
+        result["csg"] = paths.to_dict()
+        says.append(str(paths))
     result["validation_seen_in_training"] = made.validation_seen(data)
-    says = f"{training}\ntop-1 {before.top1:.4f} -> {after.top1:.4f} on {after.n:,} test images"
-    return made, {**result, "says": says}
+    says.append(f"top-1 {before.top1:.4f} -> {after.top1:.4f} on {after.n:,} test images")
+    return made, {**result, "says": "\n".join(says)}
+
+
+def _vanished(checkpoint: Checkpoint, norm: BlockNorm) -> tuple[Checkpoint, dict[str, Any], str]:
+    """Cut the groups of filters that block norm has brought to zero, and tell what is left of each."""
+    channels = channel_map(checkpoint.model, checkpoint.example())
+    smaller, found = without_vanished(checkpoint.model, channels, norm)
+    example = checkpoint.example(16)
+    with torch.inference_mode():
+        off = float((smaller.eval()(example) - checkpoint.model.eval()(example)).abs().max())
+    solver = "proximal" if norm.proximal else "subgradient"
+    told = f"block norm p={norm.p:g}, q={norm.q:g}, {norm.groups} groups, lambda {norm.strength:g}, {solver} steps: "
+    if found.gone:
+        gone = ", ".join(f"{layer} {groups}" for layer, groups in found.gone.items())
+        told += f"{found.filters} filters cut with the groups that vanished ({gone}), largest logit difference {off:.1e}"
+    else:
+        told += "no group vanished" + ("" if norm.proximal else " (a subgradient never reaches zero)")
+    told += "".join(f"\n  all groups of {layer} vanished; one filter stays" for layer in found.kept_alive)
+    kept = {**asdict(norm), "p": str(norm.p), "q": str(norm.q), "solver": solver, **found.to_dict(), "max_abs_diff": off}
+    if found.filters:
+        checkpoint = checkpoint.then(smaller, step="prune", ranker="block norm", vanished=found.gone)
+    return checkpoint, kept, told
