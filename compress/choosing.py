@@ -14,7 +14,8 @@ from torch import Tensor
 from ..errors import SlimrankError, near
 from .features import Moments, Votes
 
-SELECTS = ("histogram", "contribution", "omp", "weights", "weights+histogram", "gates")
+SELECTS = ("histogram", "contribution", "omp", "weights", "weights+histogram")
+GATES = "gates"  # chosen by gates.py
 VOTING = ("histogram", "weights+histogram")
 CHUNK = 2**25  # numbers at once
 
@@ -25,8 +26,8 @@ def centred(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_select(select: str) -> None:
-    if select not in SELECTS:
-        raise SlimrankError(f"no --select {select!r}; {near(select, SELECTS)}")
+    if select not in (*SELECTS, GATES):
+        raise SlimrankError(f"no --select {select!r}; {near(select, (*SELECTS, GATES))}")
 
 
 def choose(select: str, weight: Tensor, moments: Moments, votes: Votes | None, k2: int) -> Tensor:

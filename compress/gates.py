@@ -8,7 +8,8 @@ checkpoint every third, from the first.
 The gates are stepped by plain gradient at RATE times the network's learning rate: the papers give no rate, and the
 gradient of a gate, averaged over a batch in which its class is rare, is that much smaller than a weight's.
 
-Gates interpret; they do not predict: on the gated path the true label is known (`top1_gated`).
+Gates interpret; they do not predict: on the gated path the true label is known (`top1_gated`), and gates that differ from class
+to class give it away. `top1_own` is what can be had without it: each class's logit through that class's own gates.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SlimrankError
@@ -78,12 +80,14 @@ class Gated:
     """What gates tell of a network on some images. `density`: |G|_1 / (m c). `information[k]`: mutual information, in nats,
     between feature k (in ten bins of equal counts) and the class of the image, and with the one class it tells most of.
 
-    `top1`: accuracy on the plain path. `top1_gated`: on the gated path, which is given the true label.
+    `top1`: accuracy on the plain path. `top1_gated`: on the gated path, which is given the true label. `top1_own`: each class's
+    logit read through its own gates, no label given.
     """
 
     density: float
     top1: float
     top1_gated: float
+    top1_own: float
     information: list[float]
     largest_information: list[float]
     images: int
@@ -95,18 +99,21 @@ class Gated:
     def __str__(self) -> str:
         return (
             f"gates: density {self.density:.3f}; top-1 {self.top1:.4f} on the plain path, {self.top1_gated:.4f} on the gated "
-            f"one (which is given the true class), {self.images:,} images"
+            f"one (given the true class), {self.top1_own:.4f} with each class's logit through its own gates "
+            f"({self.images:,} images)"
         )
 
 
 def measure(model: nn.Module, layer: str, gates: Tensor, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Gated:
     """Both paths, density and information on images; one pass. `gates`: [features, classes]."""
     linear = model.get_submodule(layer)
-    hits = gated_hits = 0
+    assert isinstance(linear, nn.Linear)
+    hits = gated_hits = own_hits = 0
     xs, ys = [], []
     for x, labels in features(model, layer, batches):
         with torch.inference_mode():
             hits += int((linear(x).argmax(1) == labels).sum())
+            own_hits += int((F.linear(x, linear.weight * gates.T.to(x), linear.bias).argmax(1) == labels).sum())
             gated_hits += int((linear(x * gates[:, labels].T.to(x)).argmax(1) == labels).sum())
         xs.append(x.float().cpu())
         ys.append(labels.cpu())
@@ -115,7 +122,7 @@ def measure(model: nn.Module, layer: str, gates: Tensor, batches: Iterable[tuple
     x, labels = torch.cat(xs), torch.cat(ys)
     whole, each = information(x, labels, classes)
     n = len(labels)
-    return Gated(float(gates.mean()), hits / n, gated_hits / n, whole.tolist(), each.amax(1).tolist(), n)
+    return Gated(float(gates.mean()), hits / n, gated_hits / n, own_hits / n, whole.tolist(), each.amax(1).tolist(), n)
 
 
 def information(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
