@@ -237,6 +237,12 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
         metavar="K,K",
         help="also histogram heads of every k1 and k2 of these (test top-1, truncated or refitted)",
     )
+    made = reads(verb("explain", model, data(True)))
+    made.add_argument("--k1", type=int, help="votes an image has (default: as k2)")
+    made.add_argument("--k2", type=int, help="influential features of a class (default: an eighth, at least 5)")
+    made.add_argument("--layer", action="append", help="look at this layer's group (repeatable; default: four of them)")
+    made.add_argument("--concepts", metavar="DIR", help="dissect: a folder in Broden's layout, or generated")
+    writes(made, "folder for explain.json and explain.html (default: explain)", "explain")
     writes(reads(verb("export", model, data(False))), "ONNX file to write")
     made = verb("bench", target)
     made.add_argument("models", type=Path, nargs="+", help=".onnx files; the first is what the others are compared with")

@@ -154,6 +154,20 @@ def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return {**found, "out": str(args.out)}, told
 
 
+def explain(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """which features each class lives on, what filters answer to, and the concepts that they detect"""
+    from slimrank.compress.explain import ExplainOptions, save
+    from slimrank.compress.explain import explain as explained
+    from slimrank.files import ready
+
+    ready(args.out / "explain.json")
+    given = checkpoint(args)
+    options = ExplainOptions(args.k1, args.k2, args.layer, args.concepts, args.seed)
+    found = explained(given, opener(args)(given.preprocessing), options, say)
+    written = save(found, args.out)
+    return {**found.found, "out": str(args.out)}, f"{found}\nwritten: {', '.join(map(str, written))}"
+
+
 def export(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """write ONNX and compare it with PyTorch"""
     from slimrank.compress import evaluation
@@ -282,7 +296,7 @@ def opener(args: argparse.Namespace) -> Callable[[Any], Any]:
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo, "train": train, "inspect": inspect, "evaluate": evaluate, "rank": rank, "compare-ranks": compare_ranks,
     "sensitivity": sensitivity, "prune": prune, "finetune": finetune, "specialize": specialize, "export": export,
-    "bench": bench, "bench-head": bench_head, "compress": compress,
+    "bench": bench, "bench-head": bench_head, "explain": explain, "compress": compress,
 }  # fmt: skip
 
 

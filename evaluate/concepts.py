@@ -11,6 +11,7 @@ import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class Concepts:
 
     def __init__(self, folder: str | Path, limit: int | None = None):
         self.folder = Path(folder)
+        self.temporary: Any = None  # what removes the folder when nobody needs it any more
         self.rows = self._read("index.csv", ("image", "sh", "sw"))
         present = [c for c in CATEGORIES if c in self.rows[0]]
         if not present:

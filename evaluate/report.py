@@ -30,24 +30,24 @@ def html(report: dict[str, Any]) -> str:
     parts = [
         _head(report, stages),
         _cards(report),
-        _section("Before and after", _sides(report), _accuracy_note(report)),
-        _section("Latency in ONNX Runtime", _latency(stages["bench"]), _machine(report)),
+        section("Before and after", _sides(report), _accuracy_note(report)),
+        section("Latency in ONNX Runtime", _latency(stages["bench"]), _machine(report)),
     ]
     rows = stages.get("rivals", {}).get("rows")
     if rows:
         note = "The simple ways, given the same images and epochs. Where one of them wins, take it."
-        parts.append(_section("Beside the simple ways", _rivals(report, rows, stages), note))
+        parts.append(section("Beside the simple ways", _rivals(report, rows, stages), note))
     prune = stages["prune"]
     kept = prune["keep"]
     chart = widths({n: w[0] for n, w in prune["widths"].items()}, {n: w[1] for n, w in prune["widths"].items()})
     note = "Filters of each group, named after its first layer: outline before, filled after."
-    parts.append(_section("Widths", f'<div class="scroll wide">{chart}</div>', note))
+    parts.append(section("Widths", f'<div class="scroll wide">{chart}</div>', note))
     chart = bars(stages["rank"]["scores"], kept)
     note = f"Score of every filter by {escape(stages['rank']['ranker'])}, higher = keep; filters that were cut are pale."
-    parts.append(_section("Ranking", f'<div class="scroll wide">{chart}</div>', note))
+    parts.append(section("Ranking", f'<div class="scroll wide">{chart}</div>', note))
     if "result" in stages.get("specialize", {}):
         parts.append(_head_section(report, stages["specialize"]))
-    parts.append(_section("What each stage did", _stages(report["stages"]), f"{report['seconds']:.0f} s in all."))
+    parts.append(section("What each stage did", _stages(report["stages"]), f"{report['seconds']:.0f} s in all."))
     body = "\n".join(parts)
     title = f"slimrank: {escape(str(report['model']))}"
     return (
@@ -57,12 +57,12 @@ def html(report: dict[str, Any]) -> str:
     )
 
 
-def _section(title: str, content: str, note: str = "") -> str:
+def section(title: str, content: str, note: str = "") -> str:
     told = f'<p class="pale">{note}</p>' if note else ""
     return f"<h2>{escape(title)}</h2>\n{told}\n{content}"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     top = "".join(h if h.startswith("<th") else f"<th>{h}</th>" for h in head)
     body = "\n".join("<tr>" + "".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -110,7 +110,7 @@ def _sides(report: dict[str, Any]) -> str:
         ("bytes", "bytes, ONNX"),
     ):
         rows.append([label, f"{before[key]:,}", f"{after[key]:,}", f"{after[key] / before[key]:.1%}"])
-    return _table(["", "before", "after", "kept"], rows)
+    return table(["", "before", "after", "kept"], rows)
 
 
 def _accuracy_note(report: dict[str, Any]) -> str:
@@ -137,7 +137,7 @@ def _latency(bench: dict[str, Any]) -> str:
             escape(r["model"]), str(r["batch"]), f"{r['median_ms']:.3f}", "" if r["model"] == "baseline" else f"{ratio:.2f}x",
             f"{r['p10_ms']:.3f}", f"{r['p90_ms']:.3f}", str(r["threads"]), r["provider"],
         ])  # fmt: skip
-    return _table(["model", "batch", "median ms", "speedup", "p10", "p90", "threads", "provider"], rows)
+    return table(["model", "batch", "median ms", "speedup", "p10", "p90", "threads", "provider"], rows)
 
 
 def _machine(report: dict[str, Any]) -> str:
@@ -163,7 +163,7 @@ def _rivals(report: dict[str, Any], rows: list[dict[str, Any]], stages: dict[str
                 f"{times[key, batch]:.3f}",
             ]
         )
-    return _table(["", "top-1, test", "MACs", f"ms, batch {batch}"], made)
+    return table(["", "top-1, test", "MACs", f"ms, batch {batch}"], made)
 
 
 def _head_section(report: dict[str, Any], stage: dict[str, Any]) -> str:
@@ -179,9 +179,9 @@ def _head_section(report: dict[str, Any], stage: dict[str, Any]) -> str:
         f"{_percent(result['top1_dense'])}, subspaces {_percent(result['top1_head'])}; head MACs "
         f"{result['head_macs_before']:,} to {result['head_macs_after']:,}."
     )
-    return _section("Class-specific subspaces", _table(["class", '<th class="text">features</th>'], rows), note)
+    return section("Class-specific subspaces", table(["class", '<th class="text">features</th>'], rows), note)
 
 
 def _stages(stages: list[dict[str, Any]]) -> str:
     rows = [[escape(s["name"]), f"{s['seconds']:.1f}", f'<td class="text">{escape(s["says"])}</td>'] for s in stages]
-    return _table(["stage", "seconds", '<th class="text">what</th>'], rows)
+    return table(["stage", "seconds", '<th class="text">what</th>'], rows)
