@@ -5,11 +5,11 @@
 
 Ours goes on from the shared checkpoints: 9 epochs of 20,000 images (ResNet-20, lr 0.02) and 3 (ResNet-18 on Tiny ImageNet,
 lr 0.01), every third gated, from the first; the paper trains from scratch. `plain`: the same network trained as long without
-gates. Accuracy on the plain path, on the gated path (which is given the true class, and gates that differ from class to class give it
-away) and with each class's logit through its own gates. Index sets of 5 (50) features a class: by gates, and by the
-influential features of the gated, the plain and the given network; their mean pairwise mutual information as the authors count
-it, without the diagonal, and of random sets; accuracy of the head truncated to them. Validation is a fifth of the test split,
-figures are of the rest. Rows are saved as they come to results/seed_csg.json, gated networks beside them, uncommitted.
+gates. Accuracy on the plain path, on the gated path (which is given the true class, and gates that differ from class to class
+give it away) and with each class's logit through its own gates. Index sets of 5 (50) features a class: by gates, and by the
+influential features of the gated, the plain and the given network; their mean pairwise mutual information as the authors
+count it, without the diagonal, and of random sets; accuracy of the head truncated to them. Validation is a fifth of the test
+split, figures are of the rest. Rows are saved as they come to results/seed_csg.json, gated networks beside them, uncommitted.
 """
 
 from dataclasses import asdict

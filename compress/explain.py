@@ -68,8 +68,8 @@ class Explanation:
             noise, sets = f["noise"], f["overlap"]
             lines += [
                 f"  {f['k2']} influential features a class (k1={f['k1']}) of {f['features']}; mean mutual information of two "
-                f"classes' sets {sets['all_pairs']:.4f} nats, {sets['different_classes']:.4f} of different classes (random sets "
-                f"{sets['chance']:.4f})",
+                f"classes' sets {sets['all_pairs']:.4f} nats, {sets['different_classes']:.4f} of different classes "
+                f"(random sets {sets['chance']:.4f})",
                 f"  noise test, mean accuracy of a class: {noise['mean_whole']:.4f} as it is, "
                 f"{noise['mean_influential_replaced']:.4f} with its influential features replaced, "
                 f"{noise['mean_random_replaced']:.4f} with as many random ones, "

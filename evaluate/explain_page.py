@@ -95,10 +95,10 @@ def _classes(found: dict[str, Any]) -> str:
         "accuracy", "influential replaced", "random replaced", "others replaced",
     ]  # fmt: skip
     note = (
-        f"The {found['k2']} features that are most often among the {found['k1']} largest of a class's training images (Badola et "
-        "al., Algorithm 1; the ten largest shares are shown, all are in explain.json). Share: of the class's mean logit on its "
-        "training images, less what all classes have in common. Replaced: accuracy on the class's test images when those features "
-        "become noise with each feature's own mean and spread. Mutual information of two classes' sets: mean "
+        f"The {found['k2']} features that are most often among the {found['k1']} largest of a class's training images (Badola "
+        "et al., Algorithm 1; the ten largest shares are shown, all are in explain.json). Share: of the class's mean logit on its "
+        "training images, less what all classes have in common. Replaced: accuracy on the class's test images when those "
+        "features become noise with each feature's own mean and spread. Mutual information of two classes' sets: mean "
         f"{sets['all_pairs']:.4f} nats over all pairs, the diagonal included (as the authors count), "
         f"{sets['different_classes']:.4f} over different classes, {sets['chance']:.4f} for random sets."
     )
@@ -129,6 +129,35 @@ def _layers(found: dict[str, Any]) -> str:
         rows.append([
             escape(name), str(len(layer["filters"])), _number(layer["mean_colour"], ".3f"), order,
             _number(r["mean_pruned"], ".3f"), _number(r["mean_kept"], ".3f"),
+        ])  # fmt: skip
+    head = [
+        "layer", "filters", "colour selectivity", "selective among pruned", "pruned like kept", "kept among themselves",
+    ]  # fmt: skip
+    note = (
+        "Pruned: the quarter that CAR (accuracy lost without the filter) would cut first. Selective: the more colour-selective "
+        "half of a layer. Like: the largest correlation of a filter's response with a kept one's, position by position, on average."
+    )
+    return section("Filters, layer by layer", table(head, rows), note)
+
+
+def _layer(name: str, layer: dict[str, Any], shown: dict[str, Any], found: dict[str, Any]) -> str:
+    tied = f", tied to {len(layer['tied']) - 1} more" if len(layer["tied"]) > 1 else ""
+    maps = (
+        f'<figure><div class="scroll"><img class="maps" src="{shown["maps"]}" alt="feature maps of {escape(name)}"></div>'
+        f"<figcaption>An image, then the maps of the most important filters ({', '.join(map(str, shown['best']))}), a gap, the "
+        f"least important ({', '.join(map(str, shown['worst']))}); dark is silent.</figcaption></figure>"
+    )
+    rows = []
+    for unit in (*shown["best"], *shown["worst"]):
+        f = layer["filters"][unit]
+        serves, hinders = (
+            ", ".join(f"{escape(c)} {100 * v:+.1f}" for c, v in f[key]) or "none" for key in ("serves", "hinders")
+        )
+        concept = f.get("concept")
+        detects = "" if concept is None else f"{escape(concept['name'])} ({concept['category']}, IoU {concept['iou']:.3f})"
+        rows.append([
+            str(unit), f"{100 * f['car']:+.2f}", f'<td><img class="strip" src="{shown["strips"][unit]}" alt="top images"></td>',
+            _text(serves), _text(hinders), _number(f["colour"]), *([_text(detects)] if "dissection" in found else []),
         ])  # fmt: skip
     head = [
         "filter", "CAR, points", TEXT.format("images that move it most"), TEXT.format("classes it serves, points"),
