@@ -96,8 +96,8 @@ def _classes(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     note = (
         f"The {found['k2']} features that are most often among the {found['k1']} largest of a class's training images (Badola "
-        "et al., Algorithm 1; the ten largest shares are shown, all are in explain.json). Share: of the class's mean logit on its "
-        "training images, less what all classes have in common. Replaced: accuracy on the class's test images when those "
+        "et al., Algorithm 1; the ten largest shares are shown, all are in explain.json). Share: of the class's mean logit on "
+        "its training images, less what all classes have in common. Replaced: accuracy on the class's test images when those "
         "features become noise with each feature's own mean and spread. Mutual information of two classes' sets: mean "
         f"{sets['all_pairs']:.4f} nats over all pairs, the diagonal included (as the authors count), "
         f"{sets['different_classes']:.4f} over different classes, {sets['chance']:.4f} for random sets."
@@ -135,7 +135,7 @@ def _layers(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     note = (
         "Pruned: the quarter that CAR (accuracy lost without the filter) would cut first. Selective: the more colour-selective "
-        "half of a layer. Like: the largest correlation of a filter's response with a kept one's, position by position, on average."
+        "half of a layer. Like: the largest correlation of a filter's response with a kept one's, position by position; mean."
     )
     return section("Filters, layer by layer", table(head, rows), note)
 
