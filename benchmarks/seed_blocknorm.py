@@ -99,7 +99,7 @@ class Bench:
         example = torch.zeros(1, 3, 32, 32)
         found = {}
         if options is not None:
-            model, gone = without_vanished(model, channel_map(model, example), options)
+            model, gone = without_vanished(model, channel_map(model, example), options, torch.randn(16, 3, 32, 32))
             found = {"lambda": options.strength, "vanished": gone.gone, "filters_cut": gone.filters}
         channels = channel_map(model, example)
         layers = [group.name for group in channels.groups if group.prunable]

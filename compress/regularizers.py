@@ -217,23 +217,25 @@ def concentration(a: Tensor) -> Tensor:
 class Vanished:
     """Block norm after training. `relevance[layer]`: ||w_g||_p of each group; `gone[layer]`: the groups that are zero.
 
-    `kept_alive`: layers all of whose groups vanished; one filter of theirs stays, since a layer cannot be empty.
+    `filters` could be cut with them. `fed[layer]`: filters of such groups that a shortcut without parameters still feeds, which
+    stay. `kept_alive`: layers all of whose groups vanished; one filter of theirs stays, since a layer cannot be empty.
     """
 
     relevance: dict[str, list[float]]
     gone: dict[str, list[int]]
     kept_alive: list[str]
+    fed: dict[str, int]
     filters: int
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
 
-def vanished(model: nn.Module, channels: ChannelMap, options: BlockNorm) -> tuple[Vanished, Tensor]:
-    """Which groups are zero, and the units to cut with them (boolean, [all units])."""
+def vanished(model: nn.Module, channels: ChannelMap, options: BlockNorm, example: Tensor) -> tuple[Vanished, Tensor]:
+    """Which groups are zero, and the units to cut with them (boolean, [all units]): those that read as zero everywhere."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
-    relevance, gone, alive = {}, {}, []
-    units = channels.removed({})
+    relevance, gone, alive, fed = {}, {}, [], {}
+    units, loud = channels.removed({}), heard(model, channels, example)
     for layer in blocks(model, channels, options.groups):
         size = norms(parameters, layer, options.p)
         relevance[layer.layer] = [float(s) for s in size]
@@ -244,14 +246,30 @@ def vanished(model: nn.Module, channels: ChannelMap, options: BlockNorm) -> tupl
         group: Group = channels.group(layer.layer)
         out = torch.isin(layer.units, torch.tensor(zero))
         out[list(group.fixed)] = False
+        still = out & loud[group.offset : group.offset + group.units]
+        if bool(still.any()):
+            fed[layer.layer] = int(still.sum())
+            out &= ~still
         if bool(out.all()):
             out[0] = False
             alive.append(layer.layer)
         units[group.offset : group.offset + group.units] = out
-    return Vanished(relevance, gone, alive, int(units.sum())), units
+    return Vanished(relevance, gone, alive, fed, int(units.sum())), units
 
 
-def without_vanished(model: nn.Module, channels: ChannelMap, options: BlockNorm) -> tuple[nn.Module, Vanished]:
-    """A copy without the groups that are zero: the same logits from fewer filters."""
-    found, units = vanished(model, channels, options)
+def heard(model: nn.Module, channels: ChannelMap, example: Tensor) -> Tensor:
+    """Boolean [all units]: whether a layer reads anything but zero from a unit on these images, [images, ...]."""
+    loud = channels.removed({})
+    with torch.inference_mode(), captured(model.eval(), list(channels.reads)) as seen:
+        model(example)
+        for name, units in channels.reads.items():
+            axis = -1 if isinstance(model.get_submodule(name), nn.Linear) else 1
+            x = seen[name].movedim(axis, 0).flatten(1)
+            loud[units[(x.abs().amax(1).cpu() > 0) & (units >= 0)]] = True
+    return loud
+
+
+def without_vanished(model: nn.Module, channels: ChannelMap, options: BlockNorm, example: Tensor) -> tuple[nn.Module, Vanished]:
+    """A copy without the groups that are zero: the same logits from fewer filters. `example`: a few images, for silence."""
+    found, units = vanished(model, channels, options, example)
     return (cut(model, channels, units) if found.filters else model), found

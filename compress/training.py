@@ -106,8 +106,8 @@ def finetune(
 def _vanished(checkpoint: Checkpoint, norm: BlockNorm) -> tuple[Checkpoint, dict[str, Any], str]:
     """Cut the groups of filters that block norm has brought to zero, and tell what is left of each."""
     channels = channel_map(checkpoint.model, checkpoint.example())
-    smaller, found = without_vanished(checkpoint.model, channels, norm)
     example = checkpoint.example(16)
+    smaller, found = without_vanished(checkpoint.model, channels, norm, example)
     with torch.inference_mode():
         off = float((smaller.eval()(example) - checkpoint.model.eval()(example)).abs().max())
     solver = "proximal" if norm.proximal else "subgradient"
@@ -117,6 +117,7 @@ def _vanished(checkpoint: Checkpoint, norm: BlockNorm) -> tuple[Checkpoint, dict
         told += f"{found.filters} filters cut with the groups that vanished ({gone}), largest logit difference {off:.1e}"
     else:
         told += "no group vanished" + ("" if norm.proximal else " (a subgradient never reaches zero)")
+    told += "".join(f"\n  {n} filters of {layer} stay: a shortcut feeds them" for layer, n in found.fed.items())
     told += "".join(f"\n  all groups of {layer} vanished; one filter stays" for layer in found.kept_alive)
     kept = {**asdict(norm), "p": str(norm.p), "q": str(norm.q), "solver": solver, **found.to_dict(), "max_abs_diff": off}
     if found.filters:

@@ -7,6 +7,7 @@ from .report import STYLE, section, table
 
 TEXT = '<th class="text">{}</th>'
 MORE = """
+body { max-width: 1240px }
 img { display: block; max-width: 100%; height: auto; border-radius: 3px }
 .strip { width: 252px; max-width: none; height: 48px } .maps { max-width: none; image-rendering: pixelated }
 .tall { max-height: 620px; overflow: auto; border: 1px solid var(--line); border-radius: 8px }

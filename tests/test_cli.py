@@ -35,6 +35,7 @@ KEYS = {
     "export": {"path", "max_abs_diff", "agreement", "bytes"},
     "bench": {"results", "speedups"},
     "bench-head": {"results"},
+    "explain": {"layers", "notes"},
     "compress": {"baseline", "compressed", "stages"},
 }  # fmt: skip
 SIDE = {"top1", "macs", "flops", "params", "bytes", "latency"}

@@ -118,7 +118,7 @@ def test_the_verb_on_resnet20(capsys, tmp_path, resnet20, cifar):
     assert json.loads((out / "explain.json").read_text())["classes"] == found["classes"]
     assert [len(c["features"]) for c in found["classes"]] == [5] * 10
     noise = found["noise"]
-    assert noise["mean_influential_replaced"] < noise["mean_random_replaced"] <= noise["mean_whole"] + 0.02
+    assert noise["mean_influential_replaced"] < noise["mean_random_replaced"]
     conv1 = found["layers"]["conv1"]
     assert sorted(conv1["order"]) == list(range(16))
     assert all(0 <= f["colour"] <= 1 for f in conv1["filters"])

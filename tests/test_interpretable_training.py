@@ -101,13 +101,16 @@ def test_proximal_step_is_the_minimiser():
 def test_a_vanished_group_is_cut_and_nothing_changes(p, q):
     model, example = net()
     channels, layers, own = made(model, example)
+    named = {layer.layer: layer for layer in layers}
+    gone = [(named[n], g) for n, g in (("conv1", [1, 3]), ("layer2.0.conv1", [0]), ("layer2.0.conv2", [0]))]
     with torch.no_grad():
-        for layer, group in ((layers[0], 1), (layers[1], 0), (layers[-1], 4)):
+        for layer, groups in gone:
             for name, ids in layer.rows.items():
-                own[name][ids == group] = 0
-    smaller, found = without_vanished(model, channels, BlockNorm(p, q, 5, 0.1))
-    assert found.gone == {layers[0].layer: [1], layers[1].layer: [0], layers[-1].layer: [4]}
-    assert found.filters > 0
+                own[name][torch.isin(ids, torch.tensor(groups))] = 0
+    smaller, found = without_vanished(model, channels, BlockNorm(p, q, 5, 0.1), example)
+    assert found.gone == {layer.layer: groups for layer, groups in gone}
+    assert found.fed == {"layer2.0.conv2": 2}  # the option-A shortcut pads one channel and feeds the others
+    assert found.filters == sum(int(torch.isin(layer.units, torch.tensor(g)).sum()) for layer, g in gone) - 2
     with torch.inference_mode():
         assert torch.allclose(smaller.double()(example.double()), model.double()(example.double()), atol=1e-12)
     assert sum(q.numel() for q in smaller.parameters()) < sum(q.numel() for q in model.parameters())
@@ -120,7 +123,7 @@ def test_a_layer_is_never_emptied():
     with torch.no_grad():
         for name in layers[0].rows:
             own[name].zero_()
-    smaller, found = without_vanished(model, channels, BlockNorm(2, 1, 5, 0.1))
+    smaller, found = without_vanished(model, channels, BlockNorm(2, 1, 5, 0.1), example)
     assert found.kept_alive == ["conv1"]
     assert smaller.conv1.out_channels == 1
     assert torch.allclose(smaller(example), model(example), atol=1e-6)
