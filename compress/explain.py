@@ -35,7 +35,7 @@ from .scores import FilterScores
 from .tracing import channel_map
 
 LAYERS = 4  # groups that are looked at unless --layer names others
-IMAGES = 1000  # validation images that filters are scored and watched on, without --limit
+IMAGES = 500  # validation images that filters are scored and watched on, without --limit
 GENERATED = 1000  # images of --concepts generated
 BEST, WORST, SHOWN, TOP = 6, 3, 4, 5  # filters in pictures, images that their maps are shown on, images that move one most
 Say = Callable[[str], None]
