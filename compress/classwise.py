@@ -43,12 +43,15 @@ class Means:
 @dataclass(frozen=True)
 class ClassFeatures:
     """One class. `features`: [feature, weight, votes (share of the class's images), share of the logit], largest share first.
-    `carried`: share of the logit that they carry together. `shared_with`: [class, features in common], most first."""
+
+    `carried`: share of the logit that they carry together; shares are null for a class without images. `shared_with`: [class,
+    features in common], most first.
+    """
 
     name: str
     images: int
-    features: list[tuple[int, float, float, float]]
-    carried: float
+    features: list[tuple[int, float, float, float | None]]
+    carried: float | None
     shared_with: list[tuple[str, int]]
 
 
@@ -67,12 +70,13 @@ def class_features(
     for c, name in enumerate(names):
         order = chosen[c][torch.argsort(share[c, chosen[c]], descending=True, stable=True)]
         n = int(votes.images[c])
+        part = lambda of: round(float(of), 4) if n else None  # noqa: B023, E731
         rows = [
-            (j, round(float(weight[c, j]), 4), round(int(votes.histogram[c, j]) / max(1, n), 4), round(float(share[c, j]), 4))
+            (j, round(float(weight[c, j]), 4), round(int(votes.histogram[c, j]) / max(1, n), 4), part(share[c, j]))
             for j in order.tolist()
         ]
         near = [(names[i], int(common[c, i])) for i in common[c].topk(min(most, len(names))).indices.tolist() if common[c, i]]
-        found.append(ClassFeatures(name, n, rows, round(float(share[c, order].sum()), 4), near))
+        found.append(ClassFeatures(name, n, rows, part(share[c, order].sum()), near))
     return found
 
 

@@ -115,7 +115,7 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     notes += scores.extra.get("notes", [])
     seen = watched(responses, images.batches(), checkpoint.preprocessing, TOP)
     found["validation_seen_in_training"] = checkpoint.validation_seen(data)
-    found["filter_images"] = seen.images
+    found |= {"validation": data.validation_from, "filter_images": seen.images}
     found["layers"] = {name: _layer(name, scores, seen, checkpoint, channels, data.classes) for name in layers}
     if seen.colour is None:
         notes.append("the network reads grey images: there is no colour part")
@@ -126,6 +126,7 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
         _label(found["layers"], told)
     shown = {name: _pictures(found["layers"][name], name, seen, responses, images) for name in layers}
     first = next((n for n, m in checkpoint.model.named_modules() if isinstance(m, nn.Conv2d)), None)
+    found["kernel_order"] = "Most important first." if first in layers else "In the network's order."
     found |= {"notes": notes, "seconds": round(time.perf_counter() - began, 1)}
     return Explanation(found, shown, _kernels(checkpoint.model.get_submodule(first), found["layers"], first) if first else None)
 

@@ -6,6 +6,7 @@ from typing import Any
 from .report import STYLE, section, table
 
 TEXT = '<th class="text">{}</th>'
+KERNELS = "Each scaled to its largest weight; grey is zero. "
 MORE = """
 body { max-width: 1240px }
 img { display: block; max-width: 100%; height: auto; border-radius: 3px }
@@ -27,9 +28,7 @@ def html(found: dict[str, Any], shown: dict[str, dict[str, Any]], kernels: str |
     parts.append(_layers(found))
     if kernels:
         first = f'<figure><img class="maps" src="{kernels}" alt="first-layer kernels"></figure>'
-        parts.append(
-            section("First-layer kernels", first, "Each scaled to its largest weight; grey is zero. Most important first.")
-        )
+        parts.append(section("First-layer kernels", first, KERNELS + found["kernel_order"]))
     parts += [_layer(name, layer, shown[name], found) for name, layer in found["layers"].items()]
     if found.get("dissection"):
         parts.append(_dissection(found["dissection"]))
@@ -52,6 +51,10 @@ def _number(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None else format(value, form)
 
 
+def _small(p: float) -> str:
+    return "< 0.01" if p < 0.01 else f"= {p:.2f}"
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
@@ -59,7 +62,7 @@ def _percent(value: float | None) -> str:
 def _head(found: dict[str, Any]) -> str:
     n = f"{found['filter_images']:,} validation images"
     seen = ""
-    if found.get("validation_seen_in_training", False) is not False:
+    if found["validation_seen_in_training"] is not False and found["validation"].startswith("train"):
         seen = " They may have been trained on: <code>--validation test:0.2</code> is the safe choice for a foreign checkpoint."
     return (
         f"<h1>{escape(found['model'])}, explained</h1>\n"
@@ -87,7 +90,7 @@ def _classes(found: dict[str, Any]) -> str:
     noise, sets = found["noise"], found["overlap"]
     rows = []
     for i, c in enumerate(found["classes"]):
-        shown = ", ".join(f"<b>{j}</b> {share:.0%}" for j, _, _, share in c["features"][:10])
+        shown = ", ".join(f"<b>{j}</b>" + ("" if share is None else f" {share:.0%}") for j, _, _, share in c["features"][:10])
         near = ", ".join(f"{escape(name)} ({n})" for name, n in c["shared_with"][:4]) or "none"
         accuracy = [_percent(noise[key][i]) for key in ("whole", "influential_replaced", "random_replaced", "others_replaced")]
         rows.append([escape(c["name"]), _percent(c["carried"]), _text(shown), _text(near), *accuracy])
@@ -126,7 +129,7 @@ def _layers(found: dict[str, Any]) -> str:
     rows = []
     for name, layer in found["layers"].items():
         r, c = layer["redundancy"], layer["colour_under_car"]
-        order = "–" if c is None else f"{c['selective']} of {c['pruned']} (by chance {c['expected']:g}, p {c['p']:.2f})"
+        order = "–" if c is None else f"{c['selective']} of {c['pruned']} (by chance {c['expected']:g}, p {_small(c['p'])})"
         rows.append([
             escape(name), str(len(layer["filters"])), _number(layer["mean_colour"], ".3f"), order,
             _number(r["mean_pruned"], ".3f"), _number(r["mean_kept"], ".3f"),
