@@ -211,6 +211,7 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made.add_argument("--ranker", default="l1", help=f"whose order filters go in (default l1); {RANKERS}")
     made.add_argument("--layer", action="append", help="only this layer's group (repeatable)")
     made = writes(reads(verb("prune", model, data(False), budget, timing(1), training(0, 0.02))), "slim checkpoint to write")
+    made.set_defaults(batch=None, threads=None, providers=None)  # given without a clock to read, they are an error
     made.add_argument("--recalibrate", action="store_true", help="BatchNorm's statistics anew, on training images")
     made.add_argument("--scores", type=Path, help="scores file of `rank`, instead of --ranker")
     made = writes(reads(verb("finetune", model, data(True), training(5, 0.02))), "slim checkpoint to write")
@@ -226,10 +227,8 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     )
     made.add_argument("--tile", type=int, help="tiled: adjacent features that go together, a power of two (default: up to 16)")
     made.add_argument("--adjacent", action="store_true", help="tiled: groups of neighbouring classes, so that no logit moves")
-    made.add_argument(
-        "--agreement", type=float, default=0.99, help="--rescore auto: share of the dense decisions (default 0.99)"
-    )
-    made.add_argument("--max-drop", type=float, default=0.01, help="auto: validation top-1 that may be lost (default 0.01)")
+    made.add_argument("--agreement", type=float, help="--rescore auto: share of the dense decisions (default 0.99)")
+    made.add_argument("--max-drop", type=float, help="auto: validation top-1 that may be lost (default 0.01)")
     made.add_argument("--layer", help="the classifier, to be sure which it is")
     made.add_argument(
         "--sweep",

@@ -84,11 +84,16 @@ def prune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from slimrank.files import output
 
     output(args.out, ".safetensors", args.checkpoint)
-    if len(args.threads) > 1 or len(args.providers) > 1:
+    if (args.batch or args.threads or args.providers) and args.latency is None and not args.timed:
+        raise SlimrankError(
+            "--batch, --threads and --providers say what --latency and --timed measure; add one, or leave them out"
+        )
+    batches, threads, providers = args.batch or [1], args.threads or [1], args.providers or ["cpu"]
+    if len(threads) > 1 or len(providers) > 1:
         raise SlimrankError("prune times at one --threads and one --provider; name one of each")
     cut = Cut(
         args.ratio, args.macs, args.params, args.latency, args.max_drop, args.scope, args.align, tuple(args.protect),
-        args.min_filters, args.timed, tuple(args.batch), args.threads[0], args.providers[0],
+        args.min_filters, args.timed, tuple(batches), threads[0], providers[0],
     )  # fmt: skip
     result = ranking.prune(
         checkpoint(args), args.out, opener(args) if args.data else None, cut, recipe(args),

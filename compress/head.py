@@ -214,12 +214,12 @@ class Stage:
         for timed in found:
             head, spaces, training = self.made(timed.layout, timed.groups, timed.adjacent)
             reached = top1(head, self.judge)
-            if reached >= dense - o.max_drop:
+            if reached >= dense - o.drop:
                 self.notes.append(f"{timed}; validation top-1 {reached:.4f}, dense {dense:.4f}")
                 return head, spaces, training
             if timed is found[-1]:
                 self.notes.append(
-                    f"faster than the dense layer: {len(found)} of the layouts; within --max-drop {o.max_drop} of its "
+                    f"faster than the dense layer: {len(found)} of the layouts; within --max-drop {o.drop} of its "
                     f"validation top-1 {dense:.4f}: none ({timed.name}: {reached:.4f})"
                 )
         if o.only_faster:
@@ -261,7 +261,7 @@ class Stage:
         """The smallest k2 whose validation top-1 stays within --max-drop of the dense layer's, by bisection."""
         o = self.options
         step = self.tile(None) if layout == "tiled" else 1
-        floor = top1(self.dense, self.judge) - o.max_drop
+        floor = top1(self.dense, self.judge) - o.drop
 
         def holds(count: int) -> bool:
             head, _ = self.fitted(self.spaces(layout, groups, count * step, adjacent), layout)
@@ -271,7 +271,7 @@ class Stage:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if holds(middle) else (middle, high)
-        self.notes.append(f"k2 {high * step} is the smallest within --max-drop {o.max_drop} on validation")
+        self.notes.append(f"k2 {high * step} is the smallest within --max-drop {o.drop} on validation")
         return high * step
 
     def enough(self, head: SubspaceLinear, spaces: Subspaces, layout: str) -> int:
@@ -280,7 +280,7 @@ class Stage:
 
         def holds(count: int) -> bool:
             tried = decisions(self.laid_out(head, spaces, layout, count), self.judge)
-            return float((tried == dense).double().mean()) >= self.options.agreement
+            return float((tried == dense).double().mean()) >= self.options.least_agreement
 
         high = 1
         while high < self.classes and not holds(high):
@@ -289,7 +289,9 @@ class Stage:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if holds(middle) else (middle, high)
-        self.notes.append(f"{high} classes rescored for {self.options.agreement:.1%} of the dense decisions on validation")
+        self.notes.append(
+            f"{high} classes rescored for {self.options.least_agreement:.1%} of the dense decisions on validation"
+        )
         return high
 
     # -- into the network ------------------------------------------------------------------------------------------

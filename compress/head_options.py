@@ -9,6 +9,8 @@ from .choosing import VOTING, check_select
 from .fitting import check_fit
 from .subspace import LAYOUTS, check_tile
 
+AGREEMENT, DROP = 0.99, 0.01
+
 
 class NotFaster(SlimrankError):
     """No layout beats the dense layer by the clock within the accuracy asked for; the message says what was tried."""
@@ -27,8 +29,8 @@ class HeadOptions:
     tile: int | None = None
     adjacent: bool = False
     rescore: int | str = 0
-    agreement: float = 0.99
-    max_drop: float = 0.01
+    agreement: float | None = None  # AGREEMENT; decides --rescore auto
+    max_drop: float | None = None  # DROP; decides --layout auto and --k2 auto
     layer: str | None = None
     batches: tuple[int, ...] = (1, 8, 32)
     threads: int = 1
@@ -41,6 +43,14 @@ class HeadOptions:
     def chosen_by(self) -> str:
         return self.select or "omp"
 
+    @property
+    def least_agreement(self) -> float:
+        return AGREEMENT if self.agreement is None else self.agreement
+
+    @property
+    def drop(self) -> float:
+        return DROP if self.max_drop is None else self.max_drop
+
     def check(self) -> None:
         check_select(self.chosen_by)
         check_fit(self.fit)
@@ -52,8 +62,14 @@ class HeadOptions:
         for name, value in (("--k2", self.k2), ("--rescore", self.rescore)):
             if isinstance(value, str) and value != "auto":
                 raise SlimrankError(f"{name} is {value!r}, must be a number or auto")
-        if not 0 < self.agreement <= 1 or not 0 <= self.max_drop < 1:
-            raise SlimrankError(f"--agreement {self.agreement} and --max-drop {self.max_drop} must be shares, as 0.99 and 0.01")
+        if not 0 < self.least_agreement <= 1 or not 0 <= self.drop < 1:
+            raise SlimrankError(
+                f"--agreement {self.least_agreement} and --max-drop {self.drop} must be shares, as 0.99 and 0.01"
+            )
+        if self.agreement is not None and self.rescore != "auto":
+            raise SlimrankError("--agreement decides --rescore auto; add that, or leave --agreement out")
+        if self.max_drop is not None and self.layout != "auto" and self.k2 != "auto":
+            raise SlimrankError("--max-drop decides --layout auto and --k2 auto; add one of them, or leave --max-drop out")
         if self.groups is not None and self.groups < 1:
             raise SlimrankError(f"--groups is {self.groups}, must be at least 1")
         check_tile(self.tile)
