@@ -44,6 +44,8 @@ def test_the_readme_has_its_two_commands():
         "export",
         "bench",
         "bench-head",
+        "explain",
+        "train",
         "compress",
     }
 
