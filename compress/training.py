@@ -117,6 +117,8 @@ def _vanished(checkpoint: Checkpoint, norm: BlockNorm) -> tuple[Checkpoint, dict
         told += f"{found.filters} filters cut with the groups that vanished ({gone}), largest logit difference {off:.1e}"
     else:
         told += "no group vanished" + ("" if norm.proximal else " (a subgradient never reaches zero)")
+    for layer, sizes in found.relevance.items():
+        told += f"\n  {layer:24} norm of each group: {' '.join(f'{size:.3g}' for size in sizes)}"
     told += "".join(f"\n  {n} filters of {layer} stay: a shortcut feeds them" for layer, n in found.fed.items())
     told += "".join(f"\n  all groups of {layer} vanished; one filter stays" for layer in found.kept_alive)
     kept = {**asdict(norm), "p": str(norm.p), "q": str(norm.q), "solver": solver, **found.to_dict(), "max_abs_diff": off}
