@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import SlimrankError
 from ..evaluate import pictures
 from ..evaluate.concepts import Concepts, generate
-from ..evaluate.data import Data, Images
+from ..evaluate.data import Data, Images, readable
 from ..evaluate.dissection import Dissection, dissect
 from . import gates
 from .checkpoint import Checkpoint
@@ -36,6 +36,7 @@ from .tracing import channel_map
 
 LAYERS = 4  # groups that are looked at unless --layer names others
 IMAGES = 500  # validation images that filters are scored and watched on, without --limit
+FEW = 10  # images a class, fewer say little of one
 GENERATED = 1000  # images of --concepts generated
 BEST, WORST, SHOWN, TOP = 6, 3, 4, 5  # filters in pictures, images that their maps are shown on, images that move one most
 Say = Callable[[str], None]
@@ -104,7 +105,8 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     layers = _layers(checkpoint.model, channels, options.layers, notes)
     responses = Responses(checkpoint.model, channels, layers)
     concepts = _concepts(options, checkpoint.preprocessing.size)  # bad input shows before long work
-    found: dict[str, Any] = {"model": checkpoint.name, "data": data.spec, "class_names": data.classes}
+    names = readable(data)
+    found: dict[str, Any] = {"model": checkpoint.name, "data": data.spec, "class_names": names, "class_ids": data.classes}
     found |= _classes(checkpoint, data, channels, options, notes, say)
     say("filters: class-wise CAR, colour, redundancy, images")
     images = data.split("validation")
@@ -113,10 +115,13 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
         images = images.subset(order[:IMAGES].sort().values)
     scores = car.rank(checkpoint.model, channels, images.batches(), classes=len(data.classes), layers=layers)
     notes += scores.extra.get("notes", [])
+    if len(images) < FEW * len(data.classes):
+        each = len(images) / len(data.classes)
+        notes.append(f"{each:.1f} validation images a class: what a filter does to one class is coarse; raise --limit")
     seen = watched(responses, images.batches(), checkpoint.preprocessing, TOP)
     found["validation_seen_in_training"] = checkpoint.validation_seen(data)
     found |= {"validation": data.validation_from, "filter_images": seen.images}
-    found["layers"] = {name: _layer(name, scores, seen, checkpoint, channels, data.classes) for name in layers}
+    found["layers"] = {name: _layer(name, scores, seen, checkpoint, channels, names) for name in layers}
     if seen.colour is None:
         notes.append("the network reads grey images: there is no colour part")
     if concepts is not None:
@@ -179,7 +184,7 @@ def _classes(
     found: dict[str, Any] = {
         "classifier": layer, "features": m, "k1": k1, "k2": k2, "train_images": len(train),
         "test_images": len(data.split("test")),
-        "classes": [asdict(c) for c in class_features(data.classes, linear, votes, means, k2)],
+        "classes": [asdict(c) for c in class_features(readable(data), linear, votes, means, k2)],
         "overlap": asdict(overlap(chosen, m, options.seed)), "noise": noise.to_dict(),
     }  # fmt: skip
     if checkpoint.gates is not None:

@@ -29,10 +29,10 @@ def classifier(model: nn.Module, channels: ChannelMap, layer: str | None = None)
         )
     module = model.get_submodule(name)
     if isinstance(module, SubspaceLinear):
-        raise SlimrankError("the classifier is specialised already; specialise the checkpoint it came from")
+        raise SlimrankError("the classifier is specialised already; take the checkpoint it came from")
     if not isinstance(module, nn.Linear):
         kind = type(module).__name__
-        raise SlimrankError(f"the classifier {name} is a {kind}; only nn.Linear can be specialised so far")
+        raise SlimrankError(f"the classifier {name} is a {kind}; only a linear layer is told apart by class so far")
     return name, module
 
 

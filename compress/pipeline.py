@@ -307,7 +307,7 @@ class Run:
         head = tuned.model.get_submodule(channel_map(tuned.model, tuned.example()).classifier)
         why = "--head linear" if o.head == "linear" else "no data" if self.data is None else ""
         if not why and o.head == "auto" and not isinstance(head, nn.Linear):
-            why = f"it is a {type(head).__name__}, and only nn.Linear can be specialised so far"
+            why = f"it is a {type(head).__name__}, and only a linear layer is told apart by class so far"
         if why:
             save(tuned, self.out / "slim.safetensors")
             return {"head": "linear", "says": f"classifier kept: {why}"}

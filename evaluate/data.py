@@ -154,6 +154,19 @@ class Data:
         return found
 
 
+def readable(data: Data) -> list[str]:
+    """Class names for people: the first name that a folder's words.txt (id, tab, names, as ImageNet's) has for each, where
+    it has one; names that would be alike keep their id."""
+    kind, _, place = data.spec.partition(":")
+    path = Path(place) / "words.txt"
+    if kind != "folder" or not path.is_file():
+        return data.classes
+    lines = (line.partition("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    words = {key: names.partition(",")[0].strip() for key, _, names in lines}
+    shown = [words.get(name) or name for name in data.classes]
+    return [f"{word} ({name})" if shown.count(word) > 1 else word for word, name in zip(shown, data.classes, strict=True)]
+
+
 def open_data(
     spec: str,
     preprocessing: Preprocessing,

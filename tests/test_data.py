@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from slimrank.errors import SlimrankError
-from slimrank.evaluate.data import Preprocessing, open_data
+from slimrank.evaluate.data import Preprocessing, open_data, readable
 
 RGB = Preprocessing.default(3, 16)
 GREY = Preprocessing.default(1, 28)
@@ -114,3 +114,14 @@ def test_bad_data(tmp_path):
         Preprocessing(8, (0.5, 0.5), (0.5, 0.5))
     with pytest.raises(SlimrankError, match="positive"):
         Preprocessing(8, (0.5,), (0.0,))
+
+
+def test_names_for_people(tmp_path):
+    for name in ("n01", "n02", "n03", "n04"):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
+    data = open_data(f"folder:{tmp_path}", Preprocessing.default(3, 8))
+    assert readable(data) == ["n01", "n02", "n03", "n04"]
+    (tmp_path / "words.txt").write_text("n01\ttabby, tabby cat\nn02\tcrane\nn03\tcrane\nn99\tother\n")
+    assert readable(data) == ["tabby", "crane (n02)", "crane (n03)", "n04"]
