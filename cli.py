@@ -167,7 +167,7 @@ def explain(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     ready(args.out / "explain.json")
     given = checkpoint(args)
-    options = ExplainOptions(args.k1, args.k2, args.layer, args.concepts, args.seed)
+    options = ExplainOptions(args.k1, args.k2, args.layer, args.concepts, args.seed, args.device)
     found = explained(given, opener(args)(given.preprocessing), options, say)
     written = save(found, args.out)
     return {**found.found, "out": str(args.out)}, f"{found}\nwritten: {', '.join(map(str, written))}"

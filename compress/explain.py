@@ -52,6 +52,7 @@ class ExplainOptions:
     layers: list[str] | None = None
     concepts: str | None = None
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     """Every measure that the network and the data allow; what they do not is named in `notes`, and the rest goes on."""
     began = time.perf_counter()
     checkpoint = checkpoint.with_classes(data)
+    checkpoint.model.to(options.device)
     channels = channel_map(checkpoint.model, checkpoint.example())
     notes: list[str] = []
     layers = _layers(checkpoint.model, channels, options.layers, notes)
@@ -113,12 +115,14 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     if data.limit is None and len(images) > IMAGES:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
         images = images.subset(order[:IMAGES].sort().values)
-    scores = car.rank(checkpoint.model, channels, images.batches(), classes=len(data.classes), layers=layers)
+    scores = car.rank(
+        checkpoint.model, channels, images.batches(device=options.device), classes=len(data.classes), layers=layers
+    )
     notes += scores.extra.get("notes", [])
     if len(images) < FEW * len(data.classes):
         each = len(images) / len(data.classes)
         notes.append(f"{each:.1f} validation images a class: what a filter does to one class is coarse; raise --limit")
-    seen = watched(responses, images.batches(), checkpoint.preprocessing, TOP)
+    seen = watched(responses, images.batches(device=options.device), checkpoint.preprocessing, TOP)
     found["validation_seen_in_training"] = checkpoint.validation_seen(data)
     found |= {"validation": data.validation_from, "filter_images": seen.images}
     found["layers"] = {name: _layer(name, scores, seen, checkpoint, channels, names) for name in layers}
@@ -175,12 +179,13 @@ def _classes(
     say("classes: influential features, overlap, noise")
     votes, means, moments = Votes(classes, k1), Means(classes), Moments()
     train = data.split("train")
-    survey(features(checkpoint.model, layer, train.batches()), votes.add, means.add, moments.add)
+    survey(features(checkpoint.model, layer, train.batches(device=options.device)), votes.add, means.add, moments.add)
     empty = [data.classes[i] for i in (votes.images == 0).nonzero().flatten().tolist()]
     if empty:
         notes.append(f"{len(empty)} classes have no training images ({', '.join(empty[:3])}): they take what all vote for")
     chosen = votes.choose(k2)
-    noise = noise_test(features(checkpoint.model, layer, data.split("test").batches()), linear, chosen, moments, options.seed)
+    test = data.split("test").batches(device=options.device)
+    noise = noise_test(features(checkpoint.model, layer, test), linear, chosen, moments, options.seed)
     found: dict[str, Any] = {
         "classifier": layer, "features": m, "k1": k1, "k2": k2, "train_images": len(train),
         "test_images": len(data.split("test")),
@@ -193,7 +198,7 @@ def _classes(
                 f"the gates are of {tuple(checkpoint.gates.shape)} features and classes, the classifier has {(m, classes)}"
             )
             return found
-        told = gates.measure(checkpoint.model, layer, checkpoint.gates, data.split("test").batches(), classes)
+        told = gates.measure(checkpoint.model, layer, checkpoint.gates, test, classes)
         index = gates.choose(checkpoint.gates, linear.weight.detach().cpu(), k2)
         sets = {"indices": index.tolist(), "overlap": asdict(overlap(index, m, options.seed))}
         found["gates"] = {**told.to_dict(), **sets}

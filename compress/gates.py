@@ -114,7 +114,7 @@ def measure(model: nn.Module, layer: str, gates: Tensor, batches: Iterable[tuple
         with torch.inference_mode():
             hits += int((linear(x).argmax(1) == labels).sum())
             own_hits += int((F.linear(x, linear.weight * gates.T.to(x), linear.bias).argmax(1) == labels).sum())
-            gated_hits += int((linear(x * gates[:, labels].T.to(x)).argmax(1) == labels).sum())
+            gated_hits += int((linear(x * gates[:, labels.to(gates.device)].T.to(x)).argmax(1) == labels).sum())
         xs.append(x.float().cpu())
         ys.append(labels.cpu())
     if not xs:

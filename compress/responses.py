@@ -44,6 +44,7 @@ class Responses:
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
+        images = images.to(next(self.model.parameters()).device)
         with torch.inference_mode(), ExitStack() as stack:
             inputs = stack.enter_context(captured(self.model, [reader for reader, _ in self.read.values()]))
             for name, _ in self.written.values():
