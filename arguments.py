@@ -45,11 +45,11 @@ def coverage(text: str) -> int | float:
 
 def block_norm(text: str) -> tuple[float, float, int, float]:
     """P,Q,GROUPS,LAMBDA; P and Q may be inf."""
-    p, q, groups, strength = text.split(",")
-    return float(p), float(q), int(groups), float(strength)
-
-
-block_norm.__name__ = "P,Q,GROUPS,LAMBDA"
+    try:
+        p, q, groups, strength = text.split(",")
+        return float(p), float(q), int(groups), float(strength)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not P,Q,GROUPS,LAMBDA, four numbers as 2,1,5,0.1") from error
 
 
 def floats(text: str) -> tuple[float, ...]:
@@ -140,7 +140,8 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
 
     subspaces = Parser(add_help=False)
     subspaces.add_argument(
-        "--select", help="omp (default), contribution, histogram (the paper), weights, weights+histogram; not for tiled"
+        "--select",
+        help="omp (default), contribution, histogram (the paper), weights, weights+histogram, gates (of --csg); not for tiled",
     )
     subspaces.add_argument("--fit", default="train", help="train (default), refit (least squares), truncate (the paper)")
     subspaces.add_argument("--k1", type=coverage, help="histogram: votes an image has (default: as k2), or coverage:0.9")

@@ -161,11 +161,10 @@ def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def explain(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """which features each class lives on, what filters answer to, and the concepts that they detect"""
-    from slimrank.compress.explain import ExplainOptions, save
+    from slimrank.compress.explain import ExplainOptions, check_out, save
     from slimrank.compress.explain import explain as explained
-    from slimrank.files import ready
 
-    ready(args.out / "explain.json")
+    check_out(args.out)
     given = checkpoint(args)
     options = ExplainOptions(args.k1, args.k2, args.layer, args.concepts, args.seed, args.device)
     found = explained(given, opener(args)(given.preprocessing), options, say)
@@ -259,7 +258,7 @@ def interpretable(args: argparse.Namespace) -> Any:
 
     p, q, groups, strength = args.block_norm or (2.0, 1.0, 5, 0.0)
     norm = BlockNorm(p, q, groups, strength, args.activation_norm or 0.0, args.spatial_norm or 0.0)
-    wanted = args.block_norm is not None or norm.activation or norm.spatial
+    wanted = any(given is not None for given in (args.block_norm, args.activation_norm, args.spatial_norm))
     csg = Csg(0) if args.start else Csg()
     return replace(recipe(args), block_norm=norm if wanted else None, csg=csg if args.csg else None)
 

@@ -50,8 +50,8 @@ class Checkpoint:
     gates: Tensor | None = None  # class-specific gates, [features, classes], of the network as it was trained
 
     def then(self, model: nn.Module, **step: Any) -> "Checkpoint":
-        """The same checkpoint one step on."""
-        return replace(self, model=model, history=[*self.history, step])
+        """The same checkpoint one step on. Gates belong to the weights that they were trained with: they are left behind."""
+        return replace(self, model=model, history=[*self.history, step], gates=None)
 
     def example(self, images: int = 1) -> Tensor:
         """Random images, [images, channels, size, size], for tracing."""

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from .choosing import centred
 from .features import Batches, Moments, Votes
 
+DRAWS = 5  # of noise for each image
+
 
 class Means:
     """Sum of the features over each class's images: `sums` [classes, features], `images` [classes]."""
@@ -44,8 +46,8 @@ class Means:
 class ClassFeatures:
     """One class. `features`: [feature, weight, votes (share of the class's images), share of the logit], largest share first.
 
-    `carried`: share of the logit that they carry together; shares are null for a class without images. `shared_with`: [class,
-    features in common], most first.
+    `carried`: share of the logit that they carry together; shares are null for a class without images or logits.
+    `shared_with`: [class, features in common], most first.
     """
 
     name: str
@@ -63,14 +65,16 @@ def class_features(
     weight, _ = centred(linear.weight.detach().cpu().double(), bias.double())
     chosen = votes.choose(k2)
     carried = weight * means.means
-    share = carried / carried.sum(1, keepdim=True)
+    whole = carried.sum(1, keepdim=True)
+    told = (votes.images > 0) & (whole[:, 0].abs() > 1e-12)  # a dead network's logits carry nothing
+    share = torch.where(told[:, None], carried / whole, torch.nan)
     member = membership(chosen, weight.shape[1])
     common = (member @ member.T).fill_diagonal_(0)
     found = []
     for c, name in enumerate(names):
         order = chosen[c][torch.argsort(share[c, chosen[c]], descending=True, stable=True)]
         n = int(votes.images[c])
-        part = lambda of: round(float(of), 4) if n else None  # noqa: B023, E731
+        part = lambda of: round(float(of), 4) if told[c] else None  # noqa: B023, E731
         rows = [
             (j, round(float(weight[c, j]), 4), round(int(votes.histogram[c, j]) / max(1, n), 4), part(share[c, j]))
             for j in order.tolist()
@@ -132,7 +136,7 @@ def pairwise_information(member: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Noise:
     """Accuracy on each class's own images (null where it has none): as it is, with its influential features replaced by
-    noise, and with all the others replaced."""
+    noise, and with all the others replaced; the mean of DRAWS draws."""
 
     whole: list[float | None]
     influential_replaced: list[float | None] = field(repr=False)
@@ -160,11 +164,12 @@ def noise_test(batches: Batches, linear: nn.Linear, indices: Tensor, moments: Mo
     hits = torch.zeros(4, classes)
     for x, labels in batches:
         x, labels = x.float().cpu(), labels.cpu()
-        noise = mean + spread * torch.randn(x.shape, generator=generator)
-        images += torch.bincount(labels, minlength=classes)
         replaced = (torch.zeros_like(mine), mine, ~mine, random)
-        for row, out in zip(hits, replaced, strict=True):
-            right = F.linear(torch.where(out[labels], noise, x), weight, bias).argmax(1) == labels
-            row += torch.bincount(labels[right], minlength=classes)
+        for _ in range(DRAWS):
+            noise = mean + spread * torch.randn(x.shape, generator=generator)
+            images += torch.bincount(labels, minlength=classes)
+            for row, out in zip(hits, replaced, strict=True):
+                right = F.linear(torch.where(out[labels], noise, x), weight, bias).argmax(1) == labels
+                row += torch.bincount(labels[right], minlength=classes)
     shares = [[None if n == 0 else round(float(h / n), 4) for h, n in zip(row, images, strict=True)] for row in hits]
     return Noise(*shares)

@@ -21,6 +21,8 @@ from ..evaluate import pictures
 from ..evaluate.concepts import Concepts, generate
 from ..evaluate.data import Data, Images, readable
 from ..evaluate.dissection import Dissection, dissect
+from ..evaluate.explain_page import html
+from ..files import ready, write_json, write_text
 from . import gates
 from .checkpoint import Checkpoint
 from .classwise import Means, class_features, noise_test, overlap
@@ -104,7 +106,8 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     checkpoint.model.to(options.device)
     channels = channel_map(checkpoint.model, checkpoint.example())
     notes: list[str] = []
-    layers = _layers(checkpoint.model, channels, options.layers, notes)
+    _check_ks(options, checkpoint.model, channels)
+    layers = _layers(checkpoint, channels, options.layers, notes)
     responses = Responses(checkpoint.model, channels, layers)
     concepts = _concepts(options, checkpoint.preprocessing.size)  # bad input shows before long work
     names = readable(data)
@@ -118,7 +121,7 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     scores = car.rank(
         checkpoint.model, channels, images.batches(device=options.device), classes=len(data.classes), layers=layers
     )
-    notes += scores.extra.get("notes", [])
+    notes += [note for note in scores.extra.get("notes", []) if "car_by_class" not in note]  # the next one says it better
     if len(images) < FEW * len(data.classes):
         each = len(images) / len(data.classes)
         notes.append(f"{each:.1f} validation images a class: what a filter does to one class is coarse; raise --limit")
@@ -140,13 +143,29 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     return Explanation(found, shown, _kernels(checkpoint.model.get_submodule(first), found["layers"], first) if first else None)
 
 
-def _layers(model: nn.Module, channels: ChannelMap, named: list[str] | None, notes: list[str]) -> list[str]:
-    """The groups to look at: those named, or the first, the last and some between."""
+def _check_ks(options: ExplainOptions, model: nn.Module, channels: ChannelMap) -> None:
+    m = len(channels.reads[channels.classifier])
+    for name, k in (("k2", options.k2), ("k1", options.k1)):
+        if k is not None and not 1 <= k <= m:
+            raise SlimrankError(f"--{name} is {k}, the classifier reads {m} features; choose 1 to {m}")
+
+
+def _layers(checkpoint: Checkpoint, channels: ChannelMap, named: list[str] | None, notes: list[str]) -> list[str]:
+    """The groups to look at: those named, or the first, the last and some between that answer with maps (not 1x1)."""
     if named:
         return channels.chosen(named)
-    every = [name for name in channels.chosen(None) if isinstance(model.get_submodule(name), nn.Conv2d)]
+    model = checkpoint.model
+    every = []
+    for name in channels.chosen(None):
+        if isinstance(model.get_submodule(name), nn.Conv2d):
+            try:
+                maps = Responses(model, channels, [name])(checkpoint.example())[name]
+            except SlimrankError:
+                continue
+            if maps.dim() == 4 and maps[0, 0].numel() > 1:
+                every.append(name)
     if not every:
-        raise SlimrankError("no conv layer of this network can be masked alone; see `slimrank inspect`")
+        raise SlimrankError("no conv layer of this network answers with maps and can be masked alone; see `slimrank inspect`")
     places = np.unique(np.linspace(0, len(every) - 1, min(LAYERS, len(every))).round().astype(int))
     if len(every) > LAYERS:
         notes.append(f"{len(places)} of {len(every)} filter groups were looked at; name others with --layer")
@@ -226,7 +245,8 @@ def _layer(
         losses = [] if by_class is None else [(classes[c], v) for c, v in enumerate(by_class[unit]) if v is not None]
         ranked = sorted(losses, key=lambda item: -item[1])
         filters.append({
-            "car": scores.scores[name][unit], "serves": [(c, round(v, 4)) for c, v in ranked[:3] if v > 0],
+            "car": scores.scores[name][unit], "car_by_class": None if by_class is None else by_class[unit],
+            "serves": [(c, round(v, 4)) for c, v in ranked[:3] if v > 0],
             "hinders": [(c, round(v, 4)) for c, v in ranked[::-1][:3] if v < 0],
             "colour": None if colour is None else round(float(colour[unit]), 4),
             "response": float(seen.response[name][unit]), "top_images": seen.top[name][unit].tolist(),
@@ -280,12 +300,19 @@ def _kernels(conv: nn.Module, layers: dict[str, dict[str, Any]], name: str) -> s
     return pictures.uri(pictures.montage([tiles[i : i + 8] for i in range(0, len(tiles), 8)], 36))
 
 
-def save(explanation: Explanation, folder: Path) -> tuple[Path, Path]:
-    """Write explain.json and explain.html; both whole or not at all."""
-    from ..evaluate.explain_page import html
-    from ..files import write_json, write_text
-
+def check_out(folder: Path) -> tuple[Path, Path]:
+    """Where the two files go; raises SlimrankError, before long work, where they cannot."""
     paths = folder / "explain.json", folder / "explain.html"
+    for path in paths:
+        if path.is_dir():
+            raise SlimrankError(f"cannot write {path}: it is a folder; name another folder with --out")
+        ready(path)
+    return paths
+
+
+def save(explanation: Explanation, folder: Path) -> tuple[Path, Path]:
+    """Write explain.json and explain.html; each whole or not at all."""
+    paths = check_out(folder)
     write_json(paths[0], explanation.found)
     write_text(paths[1], html(explanation.found, explanation.shown, explanation.kernels))
     return paths

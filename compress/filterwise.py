@@ -122,7 +122,7 @@ class ColourOrder:
     selective: int
     expected: float
     p: float
-    spearman: float
+    spearman: float | None  # none where all are alike
 
 
 def colour_order(colour: Tensor, order: list[int], pruned: int) -> ColourOrder:
@@ -132,6 +132,7 @@ def colour_order(colour: Tensor, order: list[int], pruned: int) -> ColourOrder:
     hits = sum(unit in half for unit in order[:pruned])
     place = torch.empty(n)
     place[order] = torch.arange(n, dtype=torch.float32)
-    rank = spearmanr(colour.numpy(), place.numpy()).statistic if n > 2 else 0.0
+    told = n > 2 and float(colour.max() - colour.min()) > 1e-9
+    rank = round(float(spearmanr(colour.numpy(), place.numpy()).statistic), 4) if told else None
     chance = float(hypergeom(n, n // 2, pruned).sf(hits - 1))
-    return ColourOrder(pruned, hits, round(pruned * (n // 2) / n, 2), round(chance, 6), round(float(rank), 4))
+    return ColourOrder(pruned, hits, round(pruned * (n // 2) / n, 2), round(chance, 6), rank)

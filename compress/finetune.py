@@ -62,16 +62,17 @@ def train(
     teacher: nn.Module | None = None,
     keep_best: bool = True,
     progress: Path | None = None,
+    gates: Tensor | None = None,
 ) -> tuple[nn.Module, Training]:
     """Train a copy of `model` as `recipe` says.
 
     With `keep_best` and a validation split, the weights of its best epoch are returned, else the last. `progress`: a file
     that holds everything after every epoch; where it is there already, the run goes on from it and ends as if it had never
     been stopped; who called removes it once the result is saved. Raises SlimrankError when the loss is no longer finite, and
-    for a `progress` file of another run.
+    for a `progress` file of another run. `gates`: to go on from, [features, classes], where the recipe has gates.
     """
     recipe.check()
-    run = _Run(model, images, validation, recipe, teacher, keep_best)
+    run = _Run(model, images, validation, recipe, teacher, keep_best, gates)
     if progress is not None:
         run.take_up(progress)
     while not run.finished:
@@ -84,7 +85,7 @@ def train(
 class _Run:
     """One training on its way: everything that an epoch changes is in `state()`."""
 
-    def __init__(self, model, images, validation, recipe: Recipe, teacher, keep_best: bool):
+    def __init__(self, model, images, validation, recipe: Recipe, teacher, keep_best: bool, gates: Tensor | None):
         self.recipe, self.images, self.validation, self.keep_best = recipe, images, validation, keep_best
         self.began = time.perf_counter()
         self.batch = recipe.batch or (128 if len(images) >= 5000 else 32)
@@ -106,8 +107,9 @@ class _Run:
                 self.norm = Regularizer(self.model, channels, recipe.block_norm)
             if recipe.csg is not None:
                 name, linear = classifier(self.model, channels)
-                self.gates = Gates(self.model, name, linear.weight)
-        decay = 0.0 if recipe.block_norm is not None and recipe.block_norm.strength else recipe.weight_decay
+                self.gates = Gates(self.model, name, linear.weight, gates)
+        self.given_gates = gates
+        self.decay = decay = 0.0 if recipe.block_norm is not None and recipe.block_norm.strength else recipe.weight_decay
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         plain = [p for p in self.model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.SGD(
@@ -160,7 +162,10 @@ class _Run:
             total += loss.item() * len(x)
         self.losses.append(total / len(self.images))
         if not torch.isfinite(torch.tensor(self.losses[-1])):
-            raise SlimrankError(f"training diverged in epoch {number} (loss {self.losses[-1]}); lower --lr from {recipe.lr}")
+            less = " or --block-norm's LAMBDA" if recipe.block_norm is not None else ""
+            raise SlimrankError(
+                f"training diverged in epoch {number} (loss {self.losses[-1]}); lower --lr from {recipe.lr}{less}"
+            )
         if self.validation is not None and len(self.validation):
             batches = self.validation.batches(device=recipe.device)
             top1 = accuracy(predictor(self.model), batches, self.classes).top1
@@ -200,7 +205,7 @@ class _Run:
             self.model.load_state_dict(self.best)
         recipe = self.recipe
         options = {
-            "batch": self.batch, "weight_decay": recipe.weight_decay, "augment": self.augment,
+            "batch": self.batch, "weight_decay": self.decay, "augment": self.augment,
             "teacher": self.teacher is not None, "smoothing": recipe.smoothing, "patience": recipe.patience,
             "precision": "bf16" if recipe.bf16 else "fp32", "asked": recipe.epochs,
         }  # fmt: skip
@@ -230,6 +235,8 @@ class _Run:
                 digest.update(repr(images.preprocessing).encode() + images.labels.numpy().tobytes())
                 for picture in images.pictures:
                     digest.update(picture.tobytes() if hasattr(picture, "tobytes") else str(picture).encode())
+        if self.given_gates is not None:
+            digest.update(self.given_gates.numpy().tobytes())
         for model in (self.given, self.teacher):
             for tensor in () if model is None else model.state_dict().values():
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import SlimrankError
 from .features import features
+from .layers import ChannelMap, stays
 
 RATE = 100.0
 LAMBDA, DENSITY = 1e-3, 0.2
@@ -43,10 +44,11 @@ class Csg:
 class Gates:
     """The gates of one classifier in training. `values`: [features, classes]."""
 
-    def __init__(self, model: nn.Module, layer: str, weight: Tensor):
+    def __init__(self, model: nn.Module, layer: str, weight: Tensor, given: Tensor | None = None):
         classes, m = weight.shape
         self.layer: nn.Module = model.get_submodule(layer)
-        self.values = torch.full((m, classes), 0.5, device=weight.device, requires_grad=True)
+        values = torch.full((m, classes), 0.5) if given is None else fitting(given, weight).clone()
+        self.values = values.to(weight.device).requires_grad_(True)
 
     @contextmanager
     def on(self, labels: Tensor) -> Iterator[None]:
@@ -146,17 +148,31 @@ def _summand(joint: Tensor, apart: Tensor) -> Tensor:
     return torch.where(joint > 1e-15, joint * (joint.clamp_min(1e-300) / apart.clamp_min(1e-300)).log(), 0.0)
 
 
-def choose(gates: Tensor, weight: Tensor, k2: int) -> Tensor:
-    """int64 [classes, k2], rising: each class's features with the widest gates; equal ones by |W|, then by lower index.
-
-    gates: [features, classes]; weight: the dense classifier's, [classes, features].
-    """
+def fitting(gates: Tensor, weight: Tensor) -> Tensor:
+    """The gates, if they are of this classifier: weight [classes, features]. Raises SlimrankError if not."""
     classes, m = weight.shape
     if tuple(gates.shape) != (m, classes):
         raise SlimrankError(
             f"the gates are of {gates.shape[0]} features and {gates.shape[1]} classes, the classifier has {m} and {classes}; "
             "train them again on this network (train --from CKPT --csg)"
         )
+    return gates
+
+
+def cut_along(gates: Tensor | None, channels: ChannelMap, gone: Tensor) -> Tensor | None:
+    """The gates of the features that stay when the units in `gone` are cut."""
+    if gates is None:
+        return None
+    keep = stays(channels.reads[channels.classifier], gone)
+    return gates[keep] if len(keep) == len(gates) else None
+
+
+def choose(gates: Tensor, weight: Tensor, k2: int) -> Tensor:
+    """int64 [classes, k2], rising: each class's features with the widest gates; equal ones by |W|, then by lower index.
+
+    gates: [features, classes]; weight: the dense classifier's, [classes, features].
+    """
+    gates = fitting(gates, weight)
     by_weight = torch.argsort(weight.abs(), dim=1, descending=True, stable=True)
     order = torch.argsort(gates.T.gather(1, by_weight), dim=1, descending=True, stable=True)
     return by_weight.gather(1, order)[:, :k2].sort(1).values

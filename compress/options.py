@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..errors import SlimrankError, near
 from ..evaluate.latency import check_settings
+from .choosing import GATES
 from .cutting import Cut
 from .head_options import HeadOptions
 from .rankers import DATA_FREE, ranker
@@ -90,6 +91,8 @@ class Options:
         if self.head not in HEADS:
             raise SlimrankError(f"no head {self.head!r}; {near(self.head, HEADS)}")
         self.subspaces.check()
+        if self.select == GATES:
+            raise SlimrankError("--select gates is for specialize: compress moves the weights that gates were trained with")
         if self.data is None and self.ranker not in DATA_FREE:
             raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
         if self.data is None and (self.rivals or self.head in ("gather", "tiled")):

@@ -21,6 +21,7 @@ from .costs import Costs
 from .cutting import Cut, within_drop
 from .cutting import plan as planned
 from .finetune import train
+from .gates import cut_along
 from .plan import PruningPlan
 from .rankers import DATA_FREE, ENOUGH, OPTIONS, SPLIT, ranker
 from .recalibrate import IMAGES, recalibrate
@@ -139,7 +140,9 @@ def prune(
     smaller = tuned.get(cut.macs or -1.0, smaller)
     budget = plan.budget if asked.max_drop is None else {**plan.budget, "max_drop": asked.max_drop}
     step = {"step": "prune", "ranker": plan.ranker, "budget": budget, "scope": cut.scope, "widths": plan.widths}
+    gates = cut_along(checkpoint.gates, channels, channels.removed(plan.keep))
     made = checkpoint.then(smaller, **step, **({"epochs": recipe.epochs, "lr": recipe.lr} if tuned and recipe.epochs else {}))
+    made = made if tuned and recipe.epochs else replace(made, gates=gates)
     shape = checkpoint.preprocessing.shape
     before, after = count(checkpoint.model, shape), count(smaller, shape)
     tops: list[Any] = [None, None]

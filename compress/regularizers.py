@@ -50,13 +50,14 @@ class BlockNorm:
                 )
         if self.groups < 1:
             raise SlimrankError(f"--block-norm: {self.groups} groups; take at least 1")
-        for name, value in (
-            ("LAMBDA", self.strength),
-            ("--activation-norm", self.activation),
-            ("--spatial-norm", self.spatial),
-        ):
+        weights = {
+            "--block-norm: LAMBDA": self.strength, "--activation-norm": self.activation, "--spatial-norm": self.spatial,
+        }  # fmt: skip
+        for name, value in weights.items():
             if not 0 <= value < math.inf:
-                raise SlimrankError(f"--block-norm: {name} is {value}, must be 0 or more")
+                raise SlimrankError(f"{name} is {value}, must be a number, 0 or more")
+        if not any(weights.values()):
+            raise SlimrankError("--block-norm: LAMBDA and the other two weights are 0: nothing is asked for; leave it out")
         return self
 
     @property
@@ -79,11 +80,13 @@ def blocks(model: nn.Module, channels: ChannelMap, groups: int) -> list[Blocks]:
     owners = {name: module for name, module in model.named_modules() if isinstance(module, (*CONVS, nn.Linear, NORMS))}
     parameters = {name for name, _ in model.named_parameters()}
     found = []
-    for group in (g for g in channels.groups if g.prunable):
-        if groups > group.units:
-            raise SlimrankError(
-                f"--block-norm: {groups} groups, layer {group.name} has {group.units} filters; take at most {group.units}"
-            )
+    every = [group for group in channels.groups if group.prunable]
+    least = min(every, key=lambda group: group.units, default=None)
+    if least is not None and groups > least.units:
+        raise SlimrankError(
+            f"--block-norm: {groups} groups, layer {least.name} has {least.units} filters; take at most {least.units}"
+        )
+    for group in every:
         mine = torch.repeat_interleave(torch.arange(groups), torch.tensor(sizes(group.units, groups)))
         rows = {}
         for name, axes in channels.axes.items():

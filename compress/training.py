@@ -78,7 +78,7 @@ def finetune(
     before = accuracy(predictor(checkpoint.model.to(recipe.device)), test, len(data.classes))
     model, training = train(
         checkpoint.model, data.split("train"), data.validation, recipe,
-        teacher=teacher.model if teacher else None, progress=progress,
+        teacher=teacher.model if teacher else None, progress=progress, gates=checkpoint.gates if recipe.csg else None,
     )  # fmt: skip
     checkpoint.model.to("cpu")
     after = accuracy(predictor(model), data.split("test").batches(), len(data.classes))
@@ -99,6 +99,8 @@ def finetune(
         result["csg"] = paths.to_dict()
         says.append(str(paths))
     result["validation_seen_in_training"] = made.validation_seen(data)
+    if after.top1 < before.top1 / 2:
+        says.append("note: training lost more than half of the accuracy; lower --lr")
     says.append(f"top-1 {before.top1:.4f} -> {after.top1:.4f} on {after.n:,} test images")
     return made, {**result, "says": "\n".join(says)}
 
@@ -112,7 +114,11 @@ def _vanished(checkpoint: Checkpoint, norm: BlockNorm) -> tuple[Checkpoint, dict
         off = float((smaller.eval()(example) - checkpoint.model.eval()(example)).abs().max())
     solver = "proximal" if norm.proximal else "subgradient"
     told = f"block norm p={norm.p:g}, q={norm.q:g}, {norm.groups} groups, lambda {norm.strength:g}, {solver} steps: "
-    if found.gone:
+    if norm.activation or norm.spatial:
+        told = f"activation norm {norm.activation:g}, spatial norm {norm.spatial:g}; {told}"
+    if not norm.strength:
+        told += "not asked for, nothing vanishes"
+    elif found.gone:
         gone = ", ".join(f"{layer} {groups}" for layer, groups in found.gone.items())
         told += f"{found.filters} filters cut with the groups that vanished ({gone}), largest logit difference {off:.1e}"
     else:

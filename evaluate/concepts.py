@@ -23,6 +23,7 @@ from .data import Preprocessing
 
 CATEGORIES = ("object", "part", "color", "scene", "material", "texture")
 KNOWN = {"colour": "color"}
+MAX_SIDE = 4096  # pixels of a label map
 
 
 class Concepts:
@@ -44,19 +45,23 @@ class Concepts:
         sizes = {(row["sh"], row["sw"]) for row in self.rows}
         if len(sizes) > 1:
             raise SlimrankError(f"{self.folder}/index.csv: label maps of different sizes, {sorted(sizes)[:2]}; make them one")
-        try:
-            height, width = next(iter(sizes))
-            self.shape = (int(height), int(width))
-            labels = self._read("label.csv", ("number", "name", "category"))
-            self.number = [int(row["number"]) for row in labels]
-        except ValueError as error:
-            raise SlimrankError(f"{self.folder}: a number is none ({error}) in index.csv or label.csv; mend it") from error
-        self.names = [row["name"] for row in labels]
+        height, width = (self._count(side, "index.csv", "sh and sw") for side in next(iter(sizes)))
+        if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
+            raise SlimrankError(f"{self.folder}/index.csv: label maps of {height}x{width} pixels; 1 to {MAX_SIDE} a side")
+        self.shape = (height, width)
+        labels = self._read("label.csv", ("number", "name", "category"))
+        self.number = [self._count(row["number"], "label.csv", "a label's number") for row in labels]
+        twice = [n for n in self.number if self.number.count(n) > 1]
+        if twice:
+            raise SlimrankError(f"{self.folder}/label.csv: label {twice[0]} stands there twice; number labels once each")
+        self.names = [row["name"].strip() for row in labels]
         self.category = [self._primary(row["category"]) for row in labels]
         nameless = [n for n, name in zip(self.number, self.names, strict=True) if not name]
         if nameless:
             raise SlimrankError(f"{self.folder}/label.csv: label {nameless[0]} has no name; give it one")
         self.place = {number: i for i, number in enumerate(self.number)}
+        if not all(row["image"] for row in self.rows):
+            raise SlimrankError(f"{self.folder}/index.csv: a row names no image; mend or remove it")
         files = (name for row in self.rows for name in (row["image"], *self._maps(row)))
         missing = [name for name in files if not (self.folder / "images" / name).is_file()]
         if missing:
@@ -71,10 +76,12 @@ class Concepts:
     def _read(self, name: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
         path = self.folder / name
         try:
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8-sig") as file:
                 rows = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SlimrankError(f"cannot read {path} ({error}); --concepts takes a folder in Broden's layout") from error
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise SlimrankError(
+                f"cannot read {path} ({error}); --concepts takes a folder in Broden's layout, or generated"
+            ) from error
         lacking = [c for c in columns if not rows or c not in rows[0]]
         if lacking:
             raise SlimrankError(f"{path} has no column {lacking[0]} or no rows; --concepts takes a folder in Broden's layout")
@@ -85,15 +92,23 @@ class Concepts:
         found = re.findall(r"([a-z]+)(?:\((\d+)\))?", text.lower())
         if not found:
             raise SlimrankError(f"{self.folder}/label.csv: no category in {text!r}; it must be one of {', '.join(CATEGORIES)}")
-        name = max(found, key=lambda item: int(item[1] or 0))[0]
-        return KNOWN.get(name, name)
+        name = max(found, key=lambda item: int(item[1][:9] or 0))[0]
+        name = KNOWN.get(name, name)
+        if name not in CATEGORIES:
+            raise SlimrankError(f"{self.folder}/label.csv: no category {name!r}; it must be one of {', '.join(CATEGORIES)}")
+        return name
+
+    def _count(self, text: str, file: str, what: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+            raise SlimrankError(f"{self.folder}/{file}: {what} must be a whole number, not {text[:20]!r}; mend it")
+        return int(text)
 
     def _items(self, row: dict[str, str]) -> Iterator[str]:
         for column in self.columns:
             yield from (item for item in row[column].split(";") if item)
 
     def _maps(self, row: dict[str, str]) -> Iterator[str]:
-        return (item for item in self._items(row) if not item.isdigit())
+        return (item for item in self._items(row) if not item.isdecimal())
 
     def pixels(self, i: int, preprocessing: Preprocessing) -> Tensor:
         """Image i as the network sees it: the whole picture, scaled to a square; uint8 [channels, size, size]."""
@@ -116,10 +131,13 @@ class Concepts:
         return torch.tensor(found, dtype=torch.long), torch.from_numpy(stacked)
 
     def _labels(self, item: str) -> Iterator[tuple[int, np.ndarray]]:
-        if item.isdigit():
-            yield int(item), np.ones(self.shape, bool)
+        if item.isdecimal():
+            yield self._count(item, "index.csv", "a label"), np.ones(self.shape, bool)
             return
-        array = np.asarray(self._open(item).convert("RGB")).astype(np.int32)
+        picture = self._open(item)
+        if picture.mode in ("L", "1", "I", "I;16", "F"):
+            raise SlimrankError(f"{self.folder}/images/{item} is a grey picture; label maps are RGB, red + 256 green the label")
+        array = np.asarray(picture.convert("RGB")).astype(np.int32)
         if array.shape[:2] != self.shape:
             seen = "x".join(map(str, array.shape[:2]))
             raise SlimrankError(
@@ -136,7 +154,7 @@ class Concepts:
             with Image.open(path) as opened:
                 opened.load()
                 return opened
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             raise SlimrankError(f"{path} cannot be read as an image ({error}); mend or remove it") from error
 
 

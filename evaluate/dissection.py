@@ -49,7 +49,7 @@ class Layer:
     def of(cls, iou: Tensor, other: Tensor, concepts: Concepts) -> "Layer":
         best, label = iou.max(1)
         units = [
-            (concepts.names[c], concepts.category[c], round(value, 4))
+            (concepts.names[c], concepts.category[c], round(value, 4)) if value > 0 else ("none", "none", 0.0)
             for c, value in zip(label.tolist(), best.tolist(), strict=True)
         ]
         found = set(label[best > DETECTOR].tolist())
@@ -137,6 +137,8 @@ def dissect(run: Run, concepts: Concepts, preprocessing: Preprocessing) -> Disse
         for name, maps in run(images).items():
             for i, one in enumerate(maps.float()):
                 counts[name].add(one, levels[name], here[i], here[(i + 1) % len(here)])
+    if not any(bool(count.concept.any()) for count in counts.values()):
+        raise SlimrankError(f"{concepts.folder}: no image has a label; check the category columns of index.csv")
     layers = {name: Layer.of(count.iou(), count.chance(), concepts) for name, count in counts.items()}
     return Dissection(layers, len(concepts.names), len(concepts), time.perf_counter() - began)
 

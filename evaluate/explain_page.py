@@ -148,8 +148,9 @@ def _layer(name: str, layer: dict[str, Any], shown: dict[str, Any], found: dict[
     tied = f", tied to {len(layer['tied']) - 1} more" if len(layer["tied"]) > 1 else ""
     maps = (
         f'<figure><div class="scroll"><img class="maps" src="{shown["maps"]}" alt="feature maps of {escape(name)}"></div>'
-        f"<figcaption>An image, then the maps of the most important filters ({', '.join(map(str, shown['best']))}), a gap, the "
-        f"least important ({', '.join(map(str, shown['worst']))}); dark is silent.</figcaption></figure>"
+        "<figcaption>An image, then the maps (as the next conv layer reads them) of the most important filters "
+        f"({', '.join(map(str, shown['best']))}), a gap, the least important ({', '.join(map(str, shown['worst']))}); "
+        "dark is silent.</figcaption></figure>"
     )
     rows = []
     for unit in (*shown["best"], *shown["worst"]):

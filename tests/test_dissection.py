@@ -141,6 +141,12 @@ def test_folders_that_are_none(folder, tmp_path):
         "cannot be read as an image": lambda c: (c / "images" / "000001_color.png").write_bytes(b"no picture"),
         "has no name": lambda c: rows(c, "label.csv", lambda ls: [ls[0], ls[1].replace("red", ""), *ls[2:]]),
         "which label.csv lacks": lambda c: rows(c, "label.csv", lambda ls: ls[:5]),
+        "no category 'banana'": lambda c: rows(c, "label.csv", lambda ls: [ls[0], ls[1].replace("color", "banana"), *ls[2:]]),
+        "stands there twice": lambda c: rows(c, "label.csv", lambda ls: [*ls, ls[1]]),
+        "names no image": lambda c: rows(c, "index.csv", lambda ls: [ls[0], ls[1].replace("000000.png", "", 1), *ls[2:]]),
+        "0x0 pixels": lambda c: rows(c, "index.csv", lambda ls: [line.replace(",48,48,48,48,", ",48,48,0,0,") for line in ls]),
+        "must be a whole number": lambda c: rows(c, "index.csv", lambda ls: [line.replace("48,48,0", "48,x,0") for line in ls]),
+        "is a grey picture": lambda c: Image.new("L", (48, 48)).save(c / "images" / "000002_color.png"),
         "different sizes": lambda c: rows(
             c, "index.csv", lambda ls: [*ls[:2], ls[2].replace(",48,48,48,48,", ",48,48,24,24,"), *ls[3:]]
         ),

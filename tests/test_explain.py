@@ -65,6 +65,15 @@ def test_overlap_as_the_authors_count_it():
     assert float(brute) == pytest.approx(0, abs=1e-12)  # independent
 
 
+def test_a_dead_network_has_no_shares():
+    x, labels = torch.zeros(30, 6), torch.arange(30) % 3
+    linear = nn.Linear(6, 3)
+    votes, means, _ = told(x, labels, linear, 2)
+    classes = class_features(["a", "b", "c"], linear, votes, means, 2)
+    assert [c.carried for c in classes] == [None] * 3
+    assert colour_order(torch.zeros(8), list(range(8)), 2).spearman is None
+
+
 def test_colour():
     grey = torch.randn(4, 1, 3, 3).expand(4, 3, 3, 3)
     opponent = torch.randn(4, 1, 3, 3) * torch.tensor([1.0, -1.0, 0.0]).view(1, 3, 1, 1)

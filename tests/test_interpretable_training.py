@@ -180,6 +180,18 @@ def test_information_in_nats():
     assert torch.allclose(each[0], torch.full((3,), one, dtype=torch.float64), atol=1e-6)
 
 
+def test_gates_go_on_and_are_cut_along():
+    model, example = net()
+    given = torch.rand(14, 10)
+    held = gates.Gates(model, "linear", model.linear.weight, given)
+    assert torch.equal(held.values.detach(), given)
+    channels = channel_map(model, example[:1])
+    gone = channels.removed({channels.group("layer3.0.conv2").name: [0, 2, 5]})
+    assert torch.equal(gates.cut_along(given, channels, gone), given[[0, 2, 5]])
+    with pytest.raises(SlimrankError, match="14 features"):
+        gates.Gates(model, "linear", torch.zeros(10, 12), given)
+
+
 def test_gates_choose_the_widest():
     values = torch.tensor([[1.0, 0.0], [0.2, 1.0], [1.0, 0.0], [1.0, 0.3]])
     weight = torch.tensor([[0.1, 5.0, 0.3, -0.4], [1.0, 1.0, 1.0, 1.0]])
@@ -189,13 +201,13 @@ def test_gates_choose_the_widest():
 
 
 def test_settings_that_cannot_train():
-    for norm in (BlockNorm(0.5), BlockNorm(2, 1, 0), BlockNorm(2, 1, 5, -1.0), BlockNorm(math.nan)):
+    for norm in (BlockNorm(0.5), BlockNorm(2, 1, 0), BlockNorm(2, 1, 5, -1.0), BlockNorm(math.nan), BlockNorm()):
         with pytest.raises(SlimrankError, match="--block-norm"):
             Recipe(1, 0.1, block_norm=norm).check()
     with pytest.raises(SlimrankError, match="--csg"):
         Recipe(5, 0.1, csg=Csg()).check()
     with pytest.raises(SlimrankError, match="one of the two"):
-        Recipe(20, 0.1, csg=Csg(), block_norm=BlockNorm()).check()
+        Recipe(20, 0.1, csg=Csg(), block_norm=BlockNorm(strength=0.1)).check()
     model, example = net()
     with pytest.raises(SlimrankError, match="take at most 10"):
         blocks(model, channel_map(model, example[:1]), 11)
