@@ -149,6 +149,9 @@ def test_grey_networks_have_no_colour_part(capsys, tmp_path):
     assert found["gates"]["density"] <= 1
     head = run(capsys, "specialize", path, "--data", "digits", "--select", "gates", "--k2", 5, "-o", tmp_path / "h.safetensors")
     assert head["select"] == "gates"
+    pruned = tmp_path / "pruned.safetensors"
+    run(capsys, "prune", path, "--macs", 0.5, "--align", 1, "-o", pruned)  # gates are cut along
+    run(capsys, "specialize", pruned, "--data", "digits", "--select", "gates", "--k2", 5, "-o", tmp_path / "p.safetensors")
 
 
 def test_block_norm_by_the_verb(capsys, tmp_path):
