@@ -15,6 +15,7 @@ from slimrank.compress.models import CifarResnet, Lenet5
 from slimrank.compress.responses import Responses
 from slimrank.compress.tracing import channel_map
 from slimrank.errors import SlimrankError
+from slimrank.evaluate.concepts import generate
 from slimrank.evaluate.data import Preprocessing
 
 from .test_cli import fails, run
@@ -123,7 +124,8 @@ def test_responses_are_what_the_next_layer_reads():
 def test_the_verb_on_resnet20(capsys, tmp_path, resnet20, cifar):
     out = tmp_path / "told"
     words = ("explain", resnet20, "--model", "resnet20-cifar", "--data", f"folder:{cifar}", "--validation", "test:0.2")
-    found = run(capsys, *words, "--limit", 200, "--k2", 5, "--layer", "conv1", "--concepts", "generated", "-o", out)
+    concepts = generate(tmp_path / "concepts", 120)
+    found = run(capsys, *words, "--limit", 200, "--k2", 5, "--layer", "conv1", "--concepts", concepts, "-o", out)
     assert json.loads((out / "explain.json").read_text())["classes"] == found["classes"]
     assert [len(c["features"]) for c in found["classes"]] == [5] * 10
     noise = found["noise"]
