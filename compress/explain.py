@@ -109,7 +109,7 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     _check_ks(options, checkpoint.model, channels)
     layers = _layers(checkpoint, channels, options.layers, notes)
     responses = Responses(checkpoint.model, channels, layers)
-    concepts = _concepts(options, checkpoint.preprocessing.size)  # bad input shows before long work
+    concepts = _concepts(options)  # bad input shows before long work
     names = readable(data)
     found: dict[str, Any] = {"model": checkpoint.name, "data": data.spec, "class_names": names, "class_ids": data.classes}
     found |= _classes(checkpoint, data, channels, options, notes, say)
@@ -172,7 +172,7 @@ def _layers(checkpoint: Checkpoint, channels: ChannelMap, named: list[str] | Non
     return [every[i] for i in places]
 
 
-def _concepts(options: ExplainOptions, size: int) -> Concepts | None:
+def _concepts(options: ExplainOptions) -> Concepts | None:
     if options.concepts is None:
         return None
     if options.concepts != "generated":
