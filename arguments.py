@@ -224,11 +224,17 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
         "--layout", default="auto", help="auto (default: the fastest that is accurate enough), dense, gather, tiled"
     )
     made.add_argument(
-        "--groups", type=int, help="tiled: groups of classes that share their features (default: 25 classes each)"
+        "--groups",
+        type=int,
+        help="tiled: groups of classes that share their features (default: 25 classes each; with --probe their square root)",
     )
     made.add_argument("--tile", type=int, help="tiled: adjacent features that go together, a power of two (default: up to 16)")
     made.add_argument("--adjacent", action="store_true", help="tiled: groups of neighbouring classes, so that no logit moves")
-    made.add_argument("--agreement", type=float, help="--rescore auto: share of the dense decisions (default 0.99)")
+    made.add_argument(
+        "--probe", type=number_or("auto"), default=0, metavar="P",
+        help="tiled, for many classes: compute only the P groups of them that a coarse score finds best, or auto",
+    )  # fmt: skip
+    made.add_argument("--agreement", type=float, help="--rescore auto, --probe auto: share of equal decisions (default 0.99)")
     made.add_argument("--max-drop", type=float, help="auto: validation top-1 that may be lost (default 0.01)")
     made.add_argument("--layer", help="the classifier, to be sure which it is")
     made.add_argument(
@@ -255,9 +261,10 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made.add_argument("--groups", type=int, help="tiled: groups of classes (default 4)")
     made.add_argument("--tile", type=int, help="tiled: adjacent features that go together, a power of two (default: up to 16)")
     made.add_argument("--rescore", type=int, default=8, help="classes recomputed densely, for ...+rescore (default 8)")
+    made.add_argument("--probe", type=int, help="two-level: groups of classes that are computed (default: up to 8)")
     made.add_argument(
         "--layout", type=many(str), default=["gather", "tiled", "tiled+rescore"],
-        help="comma-separated: gather, tiled, tiled+rescore (default); dense, int8, svd, svd+rescore",
+        help="comma-separated: gather, tiled, tiled+rescore (default); two-level[+rescore], dense, int8, svd[+rescore]",
     )  # fmt: skip
     made = writes(
         reads(verb("compress", model, data(False), budget, training(5, 0.02), subspaces, target)), "folder for the results"

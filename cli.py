@@ -144,7 +144,8 @@ def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise SlimrankError("a head is chosen for one thread count and one provider; give one of each")
     options = HeadOptions(
         select=args.select, fit=args.fit, layout=args.layout, k1=args.k1, k2=args.k2, groups=args.groups, tile=args.tile,
-        adjacent=args.adjacent, rescore=args.rescore, agreement=args.agreement, max_drop=args.max_drop, layer=args.layer,
+        adjacent=args.adjacent, rescore=args.rescore, probe=args.probe, agreement=args.agreement, max_drop=args.max_drop,
+        layer=args.layer,
         batches=tuple(args.batch), threads=args.threads[0], provider=args.providers[0], seed=args.seed,
     )  # fmt: skip
     options.check()
@@ -197,7 +198,7 @@ def bench_head(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     found = head_latency.bench(
         checkpoint(args) if args.checkpoint else None, args.features, args.classes, args.k, args.layout,
-        groups=args.groups, tile=args.tile, rescore=args.rescore,
+        groups=args.groups, tile=args.tile, rescore=args.rescore, probe=args.probe,
         batches=args.batch, threads=args.threads, providers=args.providers, seed=args.seed,
     )  # fmt: skip
     return found, found.pop("table")

@@ -118,7 +118,7 @@ def _changes(model: nn.Module, fresh: nn.Module) -> dict[str, dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
         if isinstance(module, SubspaceLinear):
-            kept = {key: getattr(module, key) for key in ("layout", "in_features", "rescore")}
+            kept = {key: getattr(module, key) for key in ("layout", "in_features", "rescore", "probe")}
             changes[name] = {"type": "SubspaceLinear", **kept}
         elif isinstance(module, models.PadShortcut):
             if module.source != original[name].source:
@@ -271,6 +271,8 @@ def _change(model: nn.Module, name: str, change: dict[str, Any], state: dict[str
             own["weight"], own["index"], own["bias"], int(change["in_features"]), change["layout"],
             order=own.get("order"), reorder=own.get("reorder"), rescore=int(change.get("rescore", 0)),
             full=(own["full_weight"], own["full_bias"]) if "full_weight" in own else None,
+            coarse=(own["coarse_weight"], own["coarse_bias"]) if "coarse_weight" in own else None,
+            probe=int(change.get("probe", 0)),
         )  # fmt: skip
         setattr(parent, leaf, head)
     elif isinstance(module, models.PadShortcut):

@@ -5,6 +5,7 @@ All of it works on what the classifier reads; no conv layer runs.
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -92,31 +93,39 @@ def trained(
     began = time.perf_counter()
     before = best = top1(head, judge)
     kept, share_kept = head, None
-    scale = float(images.x.std().clamp_min(1e-12))
     for share in SHARES:
         made = copy.deepcopy(head)
-        parameters = list(made.parameters())
-        optimizer = torch.optim.Adam(parameters, lr / scale)
-        steps = epochs * -(-len(images.x) // batch)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        generator = torch.Generator().manual_seed(seed)
-        for _ in tqdm(range(epochs), desc="head", leave=False, disable=None):
-            for i in torch.randperm(len(images.x), generator=generator).split(batch):
-                x = images.x[i]
-                logits, loss = made(x), x.new_zeros(())
-                if share > 0:
-                    soft = F.linear(x, *teacher).log_softmax(1)
-                    loss = share * F.kl_div(logits.log_softmax(1), soft, log_target=True, reduction="batchmean")
-                if share < 1:
-                    loss = loss + (1 - share) * F.cross_entropy(logits, images.labels[i])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+
+        def loss(x: Tensor, labels: Tensor, made: Head = made, share: float = share) -> Tensor:
+            logits, total = made(x), x.new_zeros(())
+            if share > 0:
+                soft = F.linear(x, *teacher).log_softmax(1)
+                total = share * F.kl_div(logits.log_softmax(1), soft, log_target=True, reduction="batchmean")
+            return total + (1 - share) * F.cross_entropy(logits, labels) if share < 1 else total
+
+        fit_adam(made, loss, images, epochs=epochs, lr=lr, batch=batch, seed=seed)
         found = top1(made, judge)
         if found > best:
             best, kept, share_kept = found, made, share
     return kept, Trained(share_kept, before, best, time.perf_counter() - began)
+
+
+def fit_adam(
+    made: torch.nn.Module, loss: Callable[[Tensor, Tensor], Tensor], images: Cached,
+    *, epochs: int, lr: float, batch: int, seed: int,
+) -> None:  # fmt: skip
+    """Adam on cached features, its learning rate for features of deviation one, cosine schedule to zero."""
+    optimizer = torch.optim.Adam(made.parameters(), lr / float(images.x.std().clamp_min(1e-12)))
+    steps = epochs * -(-len(images.x) // batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in tqdm(range(epochs), desc="head", leave=False, disable=None):
+        for i in torch.randperm(len(images.x), generator=generator).split(batch):
+            off = loss(images.x[i], images.labels[i])
+            optimizer.zero_grad()
+            off.backward()
+            optimizer.step()
+            schedule.step()
 
 
 def top1(head: torch.nn.Module, judge: Cached) -> float:
@@ -132,16 +141,21 @@ def decisions(head: torch.nn.Module, judge: Cached) -> Tensor:
 def assemble(
     weight: Tensor, bias: Tensor, spaces: Subspaces, in_features: int, layout: str,
     *, full: tuple[Tensor, Tensor] | None = None, rescore: int = 0,
+    coarse: tuple[Tensor, Tensor] | None = None, probe: int = 0,
 ) -> SubspaceLinear:  # fmt: skip
-    """The layer, float32. `full`: the dense layer whose logits rescoring gives, classes and features in their own order."""
+    """The layer, float32. `full`: the dense layer whose logits rescoring gives, classes and features in their own order.
+
+    `coarse`: the groups' scores, (weight [groups, features], bias), features in their own order.
+    """
+    columns = slice(None) if spaces.reorder is None else spaces.reorder
     index = spaces.index if spaces.reorder is None else spaces.reorder.argsort()[spaces.index]
     if full is not None:
         rows = spaces.rows(len(weight))
-        columns = slice(None) if spaces.reorder is None else spaces.reorder
         full = full[0][rows][:, columns].float(), full[1][rows].float()
     return SubspaceLinear(
         weight.float(), index, bias.float(), in_features, layout,
         order=spaces.order, reorder=spaces.reorder, full=full, rescore=rescore,
+        coarse=(coarse[0][:, columns].float(), coarse[1].float()) if coarse else None, probe=probe,
     )  # fmt: skip
 
 

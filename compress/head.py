@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from ..errors import SlimrankError
 from ..evaluate.accuracy import predictor
 from ..evaluate.data import Data, Images
-from . import gates
+from . import coarse, gates
 from .checkpoint import Checkpoint
 from .choosing import VOTING, centred, choose, saliency
 from .features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
 from .fitting import Trained, assemble, decisions, refitted, top1, trained, truncated
-from .head_latency import Timed, candidates, fastest_first
+from .head_latency import Timed, candidates, fastest_first, two_level_groups
 from .head_options import HeadOptions, HeadResult, NotFaster, default_k
 from .layers import ChannelMap
-from .subspace import SubspaceLinear
+from .subspace import SubspaceLinear, check_probe, sizes
 from .surgery import cut
-from .tiling import Subspaces, cocluster, fold
+from .tiling import Subspaces, cocluster, dealt, fold
 from .tracing import channel_map
 
 CACHE = 2**31  # bytes of features that training a head may hold
@@ -51,20 +51,20 @@ def specialize(
     whole = predictor(model)
     ours = torch.cat([whole(x).argmax(1).cpu() for x, _ in images.batches()])
     before, after = (float((d == seen.labels).double().mean()) for d in (dense, ours))
-    recall = None
-    if head.rescore:
-        recall = shortlist_recall(head, seen, dense)
+    recall = shortlist_recall(head, seen, dense) if head.rescore else None
+    probed = probe_recall(head, seen) if head.probe else None
     result = HeadResult(
         layer=stage.layer, select=options.chosen_by if spaces.order is None and spaces.reorder is None else "blocks",
         fit=options.fit, k1=stage.k1, k2=head.weight.shape[1], features=stage.m, layout=head.layout, groups=len(head.index),
-        tile=head.tile, folded=folded, rescore=head.rescore, images=stage.images, top1_dense=before, top1_head=after,
+        tile=head.tile, folded=folded, rescore=head.rescore, probe=head.probe, images=stage.images,
+        top1_dense=before, top1_head=after,
         top1_dense_trained=stage.dense_trained(seen) if training and options.rival else None, ratio=after / max(before, 1e-12),
-        agreement=float((dense == ours).double().mean()), shortlist_recall=recall, n=len(seen.labels),
+        agreement=float((dense == ours).double().mean()), shortlist_recall=recall, probe_recall=probed, n=len(seen.labels),
         head_macs_before=stage.dense.weight.numel(), head_macs_after=made.macs(()), features_cut=unread,
         seconds=time.perf_counter() - began, indices=head.indices().tolist(),
         training=asdict(training) if training else None, latency=stage.timed, note="; ".join(stage.notes),
     )  # fmt: skip
-    said = ("select", "fit", "k1", "k2", "layout", "groups", "tile", "rescore", "folded", "features_cut")
+    said = ("select", "fit", "k1", "k2", "layout", "groups", "tile", "rescore", "probe", "folded", "features_cut")
     return stage.checkpoint.then(model, step="specialize", **{key: getattr(result, key) for key in said}), result
 
 
@@ -90,6 +90,9 @@ class Stage:
             self.tile(options.k2 if isinstance(options.k2, int) else None)
         if options.groups is not None and options.groups > self.classes:
             raise SlimrankError(f"--groups is {options.groups}, the classifier has {self.classes} classes; choose fewer")
+        if options.probe and options.layout == "tiled":
+            few, again = (value if isinstance(value, int) else 1 for value in (options.probe, options.rescore))
+            check_probe(few, self.groups(), again if options.probe != "auto" else 0, self.classes)
         if options.chosen_by == "gates" and options.layout != "tiled":
             if checkpoint.gates is None:
                 raise SlimrankError("--select gates: this checkpoint has no gates; train them with `slimrank train --csg`")
@@ -157,16 +160,23 @@ class Stage:
         k, t = default_k(self.m), self.tile(None) if layout == "tiled" else 1
         return max(t, k // t * t)
 
-    def spaces(self, layout: str, groups: int, k2: int, adjacent: bool) -> Subspaces:
+    def groups(self) -> int:
+        """As asked for; else of 25 classes, or as many as a group has classes where the best of them are probed."""
+        return self.options.groups or (
+            two_level_groups(self.classes) if self.options.probe else min(self.classes, max(2, self.classes // 25))
+        )
+
+    def spaces(self, layout: str, groups: int, k2: int, adjacent: bool, probing: bool) -> Subspaces:
         if layout == "tiled":
-            worth = saliency(self.weight, self.moments)
-            return cocluster(worth, groups, self.tile(k2), k2, self.options.seed, adjacent=adjacent)
+            worth, seed = saliency(self.weight, self.moments), self.options.seed
+            order = coarse.confusable(self.weight, self.moments.covariance, groups, seed) if probing else None
+            return cocluster(worth, groups, self.tile(k2), k2, seed, adjacent=adjacent, order=order)
         if self.options.chosen_by == "gates":
             assert self.checkpoint.gates is not None
             return Subspaces(gates.choose(self.checkpoint.gates, self.weight, k2))
         return Subspaces(choose(self.options.chosen_by, self.weight.double(), self.moments, self.votes, k2))
 
-    def fitted(self, spaces: Subspaces, layout: str, rescore: int = 0) -> tuple[SubspaceLinear, Trained | None]:
+    def fitted(self, spaces: Subspaces, layout: str) -> tuple[SubspaceLinear, Trained | None]:
         weight, bias = self.target
         made = (
             truncated(weight, bias, spaces) if self.options.fit == "truncate" else refitted(weight, bias, self.moments, spaces)
@@ -176,20 +186,25 @@ class Stage:
         training = None
         if self.options.fit == "train":
             head, training = trained(head, self.target, self.cache, self.judge, seed=self.options.seed)
-        return self.laid_out(head, spaces, layout, rescore), training
+        return self.laid_out(head, spaces, layout), training
 
-    def laid_out(self, head: SubspaceLinear, spaces: Subspaces, layout: str, rescore: int) -> SubspaceLinear:
-        """The same weights, in a layout, with or without rescoring."""
+    def laid_out(
+        self, head: SubspaceLinear, spaces: Subspaces, layout: str,
+        *, rescore: int = 0, probe: int = 0, scores: tuple[Tensor, Tensor] | None = None,
+    ) -> SubspaceLinear:  # fmt: skip
+        """The same weights, in a layout, with or without rescoring and probing."""
         made = assemble(
-            head.weight.detach(),
-            head.bias.detach(),
-            spaces,
-            self.m,
-            layout,
-            full=self.target if rescore else None,
-            rescore=rescore,
-        )
+            head.weight.detach(), head.bias.detach(), spaces, self.m, layout,
+            full=self.target if rescore else None, rescore=rescore, coarse=scores if probe else None, probe=probe,
+        )  # fmt: skip
         return made.eval().requires_grad_(False)
+
+    def scores(self, spaces: Subspaces) -> tuple[Tensor, Tensor]:
+        """The groups' coarse scores: trained where features are cached, else their mean logits."""
+        order, groups = spaces.rows(self.classes), len(spaces.index)
+        if self.options.fit == "train":
+            return coarse.trained_scores(*self.target, order, groups, self.cache, self.options.seed)
+        return coarse.mean_scores(*self.target, order, groups)
 
     def dense_trained(self, seen: Cached) -> float:
         """Top-1 of the dense layer trained as the head was: the gap to it is what sparsity costs."""
@@ -208,11 +223,10 @@ class Stage:
             raise NotFaster("; ".join(self.notes))
         self.seen()
         if o.layout != "auto":
-            groups = o.groups or max(2, self.classes // 25) if o.layout == "tiled" else self.classes
-            return self.made(o.layout, groups, o.adjacent)
+            return self.made(o.layout, self.groups() if o.layout == "tiled" else self.classes, o.adjacent, o.probe)
         dense = top1(self.dense, self.judge)
         for timed in found:
-            head, spaces, training = self.made(timed.layout, timed.groups, timed.adjacent)
+            head, spaces, training = self.made(timed.layout, timed.groups, timed.adjacent, timed.probe)
             reached = top1(head, self.judge)
             if reached >= dense - o.drop:
                 self.notes.append(f"{timed}; validation top-1 {reached:.4f}, dense {dense:.4f}")
@@ -224,7 +238,7 @@ class Stage:
                 )
         if o.only_faster:
             raise NotFaster("; ".join(self.notes))
-        return self.made("dense", self.classes, False)
+        return self.made("dense", self.classes, False, 0)
 
     def by_the_clock(self) -> list[Timed]:
         """Shapes that beat the dense layer at every batch size, fastest first; their weights do not matter to the clock."""
@@ -233,38 +247,47 @@ class Stage:
         rescore = o.rescore if isinstance(o.rescore, int) else min(8, self.classes)
         free = fold(*self.place, torch.arange(self.m).flip(0)) is not None
         shapes = candidates(
-            self.m, self.classes, k2, t, groups=o.groups, adjacent=o.adjacent, reorder=not free, rescore=rescore, seed=o.seed
-        )
+            self.m, self.classes, k2, t, groups=o.groups, adjacent=o.adjacent, reorder=not free, rescore=rescore, seed=o.seed,
+            probe=o.probe if isinstance(o.probe, int) else 0,
+        )  # fmt: skip
         found, self.timed, told = fastest_first(shapes, self.m, self.classes, o.batches, o.threads, o.provider)
         self.notes += [told] if told else []
         return found
 
-    def made(self, layout: str, groups: int, adjacent: bool) -> tuple[SubspaceLinear, Subspaces, Trained | None]:
-        """A head of one shape: k2 and rescoring found where they are left open."""
+    def made(
+        self, layout: str, groups: int, adjacent: bool, probe: int | str
+    ) -> tuple[SubspaceLinear, Subspaces, Trained | None]:
+        """A head of one shape: k2, probing and rescoring found where they are left open."""
         o = self.options
-        k2 = self.k2(layout) if o.k2 != "auto" else self.smallest(layout, groups, adjacent)
-        spaces = self.spaces(layout, groups, k2, adjacent)
+        k2 = self.k2(layout) if o.k2 != "auto" else self.smallest(layout, groups, adjacent, bool(probe))
+        spaces = self.spaces(layout, groups, k2, adjacent, bool(probe))
         head, training = self.fitted(spaces, layout)
-        if layout == "dense" or not o.rescore:
-            self.notes += ["nothing rescored: a dense layout computes every logit already"] if o.rescore else []
+        if layout == "dense" and o.rescore:
+            self.notes.append("nothing rescored: a dense layout computes every logit already")
+        if layout == "dense" or not (o.rescore or probe):
             return head, spaces, training
-        rescore = self.enough(head, spaces, layout) if o.rescore == "auto" else int(o.rescore)
-        again = self.laid_out(head, spaces, layout, rescore)
-        before, after = top1(head, self.judge), top1(again, self.judge)
-        if after < before:
-            self.notes.append(
-                f"rescoring brings the dense layer's decisions back, not better ones: top-1 {before:.4f} -> {after:.4f}"
-            )
-        return again, spaces, training
+        scores = self.scores(spaces) if probe else None
+        few = self.few(head, spaces, scores) if probe == "auto" and scores else int(probe)
+        words: dict[str, Any] = {"probe": few, "scores": scores}
+        rescore = self.enough(head, spaces, layout, words) if o.rescore == "auto" else int(o.rescore)
+        if rescore:
+            plain = self.laid_out(head, spaces, layout, **words)
+            again = self.laid_out(head, spaces, layout, rescore=rescore, **words)
+            before, after = top1(plain, self.judge), top1(again, self.judge)
+            if after < before:
+                self.notes.append(
+                    f"rescoring brings the dense layer's decisions back, not better ones: top-1 {before:.4f} -> {after:.4f}"
+                )
+        return self.laid_out(head, spaces, layout, rescore=rescore, **words), spaces, training
 
-    def smallest(self, layout: str, groups: int, adjacent: bool) -> int:
+    def smallest(self, layout: str, groups: int, adjacent: bool, probing: bool) -> int:
         """The smallest k2 whose validation top-1 stays within --max-drop of the dense layer's, by bisection."""
         o = self.options
         step = self.tile(None) if layout == "tiled" else 1
         floor = top1(self.dense, self.judge) - o.drop
 
         def holds(count: int) -> bool:
-            head, _ = self.fitted(self.spaces(layout, groups, count * step, adjacent), layout)
+            head, _ = self.fitted(self.spaces(layout, groups, count * step, adjacent, probing), layout)
             return top1(head, self.judge) >= floor
 
         low, high = 0, self.m // step
@@ -274,24 +297,46 @@ class Stage:
         self.notes.append(f"k2 {high * step} is the smallest within --max-drop {o.drop} on validation")
         return high * step
 
-    def enough(self, head: SubspaceLinear, spaces: Subspaces, layout: str) -> int:
+    def few(self, head: SubspaceLinear, spaces: Subspaces, scores: tuple[Tensor, Tensor]) -> int:
+        """The fewest groups that hold what all of them decide as often as asked for, on validation.
+
+        Where classes are rescored, what the dense layer decides, and half of the misses that are allowed are left to that.
+        """
+        allowed = 1 - self.options.least_agreement
+        if self.options.rescore:
+            wanted, allowed = F.linear(self.judge.x, *self.target).argmax(1), allowed / 2
+        else:
+            wanted = decisions(head, self.judge)
+        group = dealt(spaces.rows(self.classes), torch.tensor(sizes(self.classes, len(spaces.index))))
+        order = F.linear(self.judge.x, *scores).argsort(1, descending=True)
+        place = (order == group[wanted][:, None]).float().argmax(1)
+        held = torch.bincount(place, minlength=len(spaces.index)).cumsum(0) / len(place)
+        few = int((held < 1 - allowed - 1e-9).sum()) + 1
+        self.notes.append(f"{few} groups hold {float(held[few - 1]):.1%} of the decisions on validation")
+        return few
+
+    def enough(self, head: SubspaceLinear, spaces: Subspaces, layout: str, words: dict[str, Any]) -> int:
         """The smallest N whose rescored decisions agree with the dense layer's as asked for, on validation."""
         dense = F.linear(self.judge.x, *self.target).argmax(1)
+        asked, most = self.options.least_agreement, self.classes
+        if words["probe"]:
+            most = words["probe"] * (self.classes // len(spaces.index))
 
         def holds(count: int) -> bool:
-            tried = decisions(self.laid_out(head, spaces, layout, count), self.judge)
-            return float((tried == dense).double().mean()) >= self.options.least_agreement
+            tried = decisions(self.laid_out(head, spaces, layout, rescore=count, **words), self.judge)
+            return float((tried == dense).double().mean()) >= asked
 
         high = 1
-        while high < self.classes and not holds(high):
-            high = min(self.classes, 2 * high)
+        while high < most and not holds(high):
+            high = min(most, 2 * high)
         low = high // 2
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if holds(middle) else (middle, high)
-        self.notes.append(
-            f"{high} classes rescored for {self.options.least_agreement:.1%} of the dense decisions on validation"
-        )
+        if high == most < self.classes and not holds(high):
+            self.notes.append(f"even all {most} classes of the probed groups do not reach {asked:.1%} of the dense decisions")
+        else:
+            self.notes.append(f"{high} classes rescored for {asked:.1%} of the dense decisions on validation")
         return high
 
     # -- into the network ------------------------------------------------------------------------------------------
@@ -350,3 +395,17 @@ def shortlist_recall(head: SubspaceLinear, seen: Cached, dense: Tensor) -> float
     with torch.inference_mode():
         best = torch.cat([plain(x).topk(head.rescore, 1).indices for x in seen.x.split(1000)])
     return float((best == dense[:, None]).any(1).double().mean())
+
+
+def probe_recall(head: SubspaceLinear, seen: Cached) -> float:
+    """Share of images on which the groups that are computed hold the class that all groups together decide on."""
+    whole = copy.copy(head)
+    whole.probe = 0
+    order = torch.arange(head.out_features) if head.order is None else head.order
+    group = dealt(order, torch.tensor(head.sizes))
+    hits = 0
+    with torch.inference_mode():
+        for x in seen.x.split(1000):
+            probed = head.probed(x if head.reorder is None else x[:, head.reorder])
+            hits += int((group[whole(x).argmax(1)][:, None] == probed).any(1).sum())
+    return hits / len(seen.x)

@@ -16,13 +16,14 @@ from ..export.quantize import quantized
 from ..export.to_onnx import export, size
 from .checkpoint import Checkpoint
 from .features import classifier
-from .subspace import SubspaceLinear, check_tile, rescored
+from .subspace import SubspaceLinear, check_probe, check_tile, rescored
 from .tracing import channel_map
 
 GROUPS = (2, 4, 8, 16, 32)  # that `auto` tries, of five classes or more each: every group costs a node
 FEW = 20_000  # indices that a gather may copy, at about 9 ns each, to be worth a try
 WORST = 0.97  # of the dense layer's speed at any setting: noise, not slower
-HEADS = ("int8", "svd", "svd+rescore", "dense", "gather", "tiled", "tiled+rescore")
+HEADS = ("int8", "svd", "svd+rescore", "dense", "gather", "tiled", "tiled+rescore", "two-level", "two-level+rescore")
+PROBE = 8  # groups of a two-level head that are computed, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Timed:
     layout: str
     groups: int
     adjacent: bool
+    probe: int = 0
     mean: float = 0.0
     worst: float = 0.0
 
@@ -82,7 +84,7 @@ def low_rank(
 
 def shape(
     features: int, classes: int, k: int, layout: str, *, groups: int | None = None, tile: int = 1, ordered: bool = True,
-    reorder: bool = False, rescore: int = 0, seed: int = 0,
+    reorder: bool = False, rescore: int = 0, probe: int = 0, seed: int = 0,
 ) -> SubspaceLinear:  # fmt: skip
     """A head with random weights and random tiles: its time does not depend on which."""
     generator = torch.Generator().manual_seed(seed)
@@ -96,6 +98,7 @@ def shape(
         order=torch.randperm(classes, generator=generator) if layout == "tiled" and ordered else None,
         reorder=torch.randperm(features, generator=generator) if reorder else None,
         full=(rows(classes, features), rows(classes)) if rescore else None, rescore=rescore,
+        coarse=(rows(groups, features), rows(groups)) if probe else None, probe=probe,
     ).eval()  # fmt: skip
 
 
@@ -125,9 +128,10 @@ def time_heads(
 
 def candidates(
     features: int, classes: int, k: int, tile: int, *, groups: int | None = None, adjacent: bool = False, reorder: bool = False,
-    rescore: int = 0, seed: int = 0,
+    rescore: int = 0, seed: int = 0, probe: int = 0,
 ) -> dict[Timed, nn.Module]:  # fmt: skip
-    """The shapes that `auto` tries: tiles in few large groups to many small ones, classes in any order or their own; gather."""
+    """The shapes that `auto` tries: tiles in few large groups to many small ones, classes in any order or their own; gather;
+    two levels where `probe` says how many groups are computed."""
     made: dict[Timed, nn.Module] = {}
     words: dict[str, Any] = {"rescore": rescore, "seed": seed}
     if classes * k <= FEW:
@@ -139,7 +143,18 @@ def candidates(
                 features, classes, max(tile, k // tile * tile), "tiled", groups=number, tile=tile, ordered=ordered,
                 reorder=reorder, **words,
             )  # fmt: skip
+    number = groups or two_level_groups(classes)
+    if probe and probe <= number and rescore <= probe * (classes // number):
+        made[Timed(f"two levels, {probe} of {number} groups", "tiled", number, False, probe)] = shape(
+            features, classes, max(tile, k // tile * tile), "tiled", groups=number, tile=tile, reorder=reorder, probe=probe,
+            **words,
+        )  # fmt: skip
     return made
+
+
+def two_level_groups(classes: int) -> int:
+    """As many as a group has classes."""
+    return min(classes, max(2, round(classes**0.5)))
 
 
 def fastest_first(
@@ -161,8 +176,8 @@ def fastest_first(
 
 def bench(
     checkpoint: Checkpoint | None, features: int, classes: int, k: int | None, layout: Sequence[str], *,
-    groups: int | None = None, tile: int | None = None, rescore: int = 8, batches: Sequence[int], threads: Sequence[int],
-    providers: Sequence[str], seed: int = 0, seconds: float = 0.5,
+    groups: int | None = None, tile: int | None = None, rescore: int = 8, probe: int | None = None,
+    batches: Sequence[int], threads: Sequence[int], providers: Sequence[str], seed: int = 0, seconds: float = 0.5,
 ) -> dict[str, Any]:  # fmt: skip
     """`bench-head`: the final layer alone, against dense. A checkpoint's size and subspaces, or `features` x `classes`."""
     for name in layout:
@@ -174,16 +189,17 @@ def bench(
         found = checkpoint.model.get_submodule(channels.classifier)
         if isinstance(found, SubspaceLinear):
             own, k, groups, tile = found, found.weight.shape[1], len(found.index), found.tile
-            rescore = found.rescore or rescore
+            rescore, probe = found.rescore or rescore, found.probe or probe
         else:
             found = classifier(checkpoint.model, channels)[1]
         features, classes = int(found.in_features), int(found.out_features)
-    for name, value in (("--features", features), ("--classes", classes), ("--rescore", rescore)):
+    for name, value in (("--features", features), ("--classes", classes), ("--rescore", rescore), ("--probe", probe or 1)):
         if value < 1:
             raise SlimrankError(f"{name} is {value}, must be at least 1")
     k = max(1, features // 16) if k is None else k
     if not 1 <= k <= features:
         raise SlimrankError(f"--k is {k}, must lie in 1..{features}, the number of features")
+    many = two_level_groups(classes) if groups is None else groups
     groups = min(classes, 4) if groups is None else groups
     if not 1 <= groups <= classes:
         raise SlimrankError(f"--groups is {groups}, must lie in 1..{classes}, the number of classes")
@@ -194,6 +210,9 @@ def bench(
     linear = nn.Linear(features, classes).eval()
     weight, bias = linear.weight.detach(), linear.bias.detach()
     again = min(rescore, classes)
+    few = min(PROBE, many) if probe is None else probe
+    if any(name.startswith("two-level") for name in layout):
+        check_probe(few, many, again if "two-level+rescore" in layout else 0, classes)
     kinds: dict[str, Any] = {
         "svd": lambda: low_rank(weight, bias, k * classes),
         "svd+rescore": lambda: low_rank(weight, bias, k * classes, rescore=again),
@@ -204,6 +223,10 @@ def bench(
         "tiled, adjacent": lambda: shape(features, classes, k, "tiled", groups=groups, tile=tile, ordered=False, seed=seed),
         "tiled+rescore, adjacent": lambda: shape(
             features, classes, k, "tiled", groups=groups, tile=tile, ordered=False, rescore=again, seed=seed
+        ),
+        "two-level": lambda: shape(features, classes, k, "tiled", groups=many, tile=tile, probe=few, seed=seed),
+        "two-level+rescore": lambda: shape(
+            features, classes, k, "tiled", groups=many, tile=tile, probe=few, rescore=again, seed=seed
         ),
     }  # fmt: skip
     names = [n for name in layout for n in ((name, f"{name}, adjacent") if name.startswith("tiled") else (name,))]
@@ -222,9 +245,10 @@ def bench(
         for r in timed.results
     ]  # fmt: skip
     sizes_ = "\n".join(f"  {name:28} {macs[name]:>12,} MACs {sized[name]:>12,} bytes" for name in sized)
+    two = f"; two-level: {few} of {many} groups" if any(name.startswith("two-level") for name in layout) else ""
     table = (
-        f"{features} features, {classes} classes, {k} features a class ({groups} groups, tiles of {tile}); "
+        f"{features} features, {classes} classes, {k} features a class ({groups} groups, tiles of {tile}{two}); "
         f"`linear` is the dense layer\n{sizes_}\n{timed}"
     )
-    shaped = {"features": features, "classes": classes, "k": k, "groups": groups, "tile": tile, "rescore": again}
+    shaped = {"features": features, "classes": classes, "k": k, "groups": groups, "tile": tile, "rescore": again, "probe": few}
     return {**shaped, "results": rows, "machine": timed.machine, "table": table}

@@ -29,7 +29,8 @@ class HeadOptions:
     tile: int | None = None
     adjacent: bool = False
     rescore: int | str = 0
-    agreement: float | None = None  # AGREEMENT; decides --rescore auto
+    probe: int | str = 0  # tiled: groups that are computed of each image; 0: all
+    agreement: float | None = None  # AGREEMENT; decides --rescore auto and --probe auto
     max_drop: float | None = None  # DROP; decides --layout auto and --k2 auto
     layer: str | None = None
     batches: tuple[int, ...] = (1, 8, 32)
@@ -59,15 +60,21 @@ class HeadOptions:
             raise SlimrankError(f"no layout {self.layout!r}; {near(self.layout, ('auto', *LAYOUTS))}")
         if isinstance(self.k1, float) and not 0 < self.k1 <= 1:
             raise SlimrankError(f"--k1 coverage:{self.k1} must be a share of the l1 norm, above 0 and at most 1")
-        for name, value in (("--k2", self.k2), ("--rescore", self.rescore)):
+        for name, value in (("--k2", self.k2), ("--rescore", self.rescore), ("--probe", self.probe)):
             if isinstance(value, str) and value != "auto":
                 raise SlimrankError(f"{name} is {value!r}, must be a number or auto")
         if not 0 < self.least_agreement <= 1 or not 0 <= self.drop < 1:
             raise SlimrankError(
                 f"--agreement {self.least_agreement} and --max-drop {self.drop} must be shares, as 0.99 and 0.01"
             )
-        if self.agreement is not None and self.rescore != "auto":
-            raise SlimrankError("--agreement decides --rescore auto; add that, or leave --agreement out")
+        if self.agreement is not None and "auto" not in (self.rescore, self.probe):
+            raise SlimrankError("--agreement decides --rescore auto and --probe auto; add one, or leave --agreement out")
+        if self.probe == "auto" and self.layout == "auto":
+            raise SlimrankError("--probe auto needs a layout to try it on; add --layout tiled, or give --probe a number")
+        if self.probe and self.layout in ("dense", "gather"):
+            raise SlimrankError(f"--probe computes some groups of classes only, --layout {self.layout} has none; take tiled")
+        if self.probe and self.adjacent:
+            raise SlimrankError("--probe groups the classes that are confused with one another; leave out --adjacent")
         if self.max_drop is not None and self.layout != "auto" and self.k2 != "auto":
             raise SlimrankError("--max-drop decides --layout auto and --k2 auto; add one of them, or leave --max-drop out")
         if self.groups is not None and self.groups < 1:
@@ -98,6 +105,7 @@ class HeadResult:
     tile: int
     folded: bool
     rescore: int
+    probe: int
     images: int
     top1_dense: float
     top1_head: float
@@ -105,6 +113,7 @@ class HeadResult:
     ratio: float
     agreement: float
     shortlist_recall: float | None
+    probe_recall: float | None
     n: int
     head_macs_before: int
     head_macs_after: int
@@ -129,6 +138,11 @@ class HeadResult:
         ]
         if self.top1_dense_trained is not None:
             lines.append(f"  the dense layer trained the same way: {self.top1_dense_trained:.4f}")
+        if self.probe:
+            lines.append(
+                f"  two levels: {self.probe} of {self.groups} groups computed; what all groups together decide is among them "
+                f"on {self.probe_recall:.2%}"
+            )
         if self.rescore:
             lines.append(f"  {self.rescore} classes rescored; the dense decision is among them on {self.shortlist_recall:.2%}")
         lines.append(f"  head MACs {self.head_macs_before:,} -> {self.head_macs_after:,}")

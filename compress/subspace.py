@@ -38,6 +38,10 @@ class SubspaceLinear(nn.Module):
 
     `rescore` N: the N classes with the largest subspace logits are given the logits of `full_weight` [classes, in_features]
     and `full_bias` (rows as in weight) instead: N * in_features MACs more an image.
+
+    `probe` P, layout `tiled` (the two-level head of the paper's section 6, where it is future work): of each image only
+    the P groups with the largest coarse score are computed, `coarse_weight` [groups, in_features] x + `coarse_bias`; every
+    other class gets the least logit that was computed. 0: all groups. In training mode all groups are computed.
     """
 
     weight: nn.Parameter
@@ -47,9 +51,13 @@ class SubspaceLinear(nn.Module):
     reorder: Tensor | None
     full_weight: Tensor | None
     full_bias: Tensor | None
+    coarse_weight: Tensor | None
+    coarse_bias: Tensor | None
     tile: int  # how many adjacent features are copied at once
     _tiles: Tensor
     _back: Tensor | None
+    _members: Tensor
+    _twice: Tensor
 
     def __init__(
         self,
@@ -63,6 +71,8 @@ class SubspaceLinear(nn.Module):
         reorder: Tensor | None = None,
         full: tuple[Tensor, Tensor] | None = None,
         rescore: int = 0,
+        coarse: tuple[Tensor, Tensor] | None = None,
+        probe: int = 0,
     ):
         super().__init__()
         if layout not in LAYOUTS:
@@ -73,7 +83,10 @@ class SubspaceLinear(nn.Module):
             raise SlimrankError(f"--rescore is {rescore}, the classifier has {len(weight)} classes; choose 1 to {len(weight)}")
         if rescore and full is None:
             raise SlimrankError("--rescore needs the dense layer's weights; specialise the dense checkpoint")
-        self.in_features, self.layout, self.rescore = in_features, layout, rescore
+        check_probe(probe, len(index), rescore, len(weight))
+        if probe and (coarse is None or layout != "tiled"):
+            raise SlimrankError("--probe needs groups of classes and their coarse scores; take --layout tiled")
+        self.in_features, self.layout, self.rescore, self.probe = in_features, layout, rescore, probe
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = nn.Parameter(bias.detach().clone())
         self.register_buffer("index", index.detach().clone())
@@ -81,6 +94,8 @@ class SubspaceLinear(nn.Module):
         self.register_buffer("reorder", None if reorder is None else reorder.detach().clone())
         self.register_buffer("full_weight", full[0].detach().clone() if full and rescore else None)
         self.register_buffer("full_bias", full[1].detach().clone() if full and rescore else None)
+        self.register_buffer("coarse_weight", coarse[0].detach().clone() if coarse and probe else None)
+        self.register_buffer("coarse_bias", coarse[1].detach().clone() if coarse and probe else None)
         self._arrange()
 
     def _arrange(self) -> None:
@@ -88,6 +103,11 @@ class SubspaceLinear(nn.Module):
         self.tile = self._tile()
         self.register_buffer("_tiles", self.index[:, :: self.tile].reshape(-1) // self.tile, persistent=False)
         self.register_buffer("_back", None if self.order is None else self.order.argsort(), persistent=False)
+        sized = torch.tensor(self.sizes, device=self.index.device)  # the rows of each group; a smaller group's last row stands twice
+        every = torch.arange(int(sized[0]), device=sized.device)
+        members = (sized.cumsum(0) - sized)[:, None] + torch.minimum(every, sized[:, None] - 1)
+        self.register_buffer("_members", members, persistent=False)
+        self.register_buffer("_twice", torch.where(every < sized[:, None], 0.0, -torch.inf), persistent=False)
 
     @property
     def out_features(self) -> int:
@@ -121,20 +141,24 @@ class SubspaceLinear(nn.Module):
 
     def macs(self, _input_shape: tuple[int, ...]) -> int:
         own = self.out_features * self.in_features if self.layout == "dense" else self.weight.numel()
+        if self.probe:
+            own = len(self.index) * self.in_features + self.probe * self._members.shape[1] * self.index.shape[1]
         return own + self.rescore * self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        placed = x if self.reorder is None else _rows(x, self.reorder)
+        placed = x if self.reorder is None else _moved(x, self.reorder)
+        if self.probe and not self.training:
+            return self._probed(placed)
         if self.layout == "dense":
             y = F.linear(x, self.dense_weight(), self.bias if self._back is None else self.bias[self._back])
             if not self.rescore:
                 return y
-            y = y if self.order is None else _rows(y, self.order)
+            y = y if self.order is None else _moved(y, self.order)
         else:
             y = self._tiled(placed) if self.layout == "tiled" else self._gather(placed)
         if self.rescore:
             y = rescored(placed, y, self.full_weight, self.full_bias, self.rescore)
-        return y if self._back is None else _rows(y, self._back)
+        return y if self._back is None else _moved(y, self._back)
 
     def _gather(self, x: Tensor) -> Tensor:
         index = self.wide()
@@ -146,6 +170,30 @@ class SubspaceLinear(nn.Module):
         copied = x.view(-1, self.in_features // self.tile, self.tile).index_select(1, self._tiles).view(-1, groups * k)
         parts = zip(copied.split(k, 1), self.weight.split(self.sizes), self.bias.split(self.sizes), strict=True)
         return torch.cat([F.linear(part, weight, bias) for part, weight, bias in parts], 1)
+
+    def probed(self, placed: Tensor) -> Tensor:
+        """[images, probe]: the groups that are computed."""
+        assert self.coarse_weight is not None
+        return F.linear(placed, self.coarse_weight, self.coarse_bias).topk(self.probe, 1).indices
+
+    def _probed(self, x: Tensor) -> Tensor:
+        images, k, per_image = x.shape[0], self.index.shape[1], self.in_features // self.tile
+        best = self.probed(x).flatten()
+        rows = self._members.index_select(0, best)
+        tiles = self._tiles.view(len(self.index), -1).index_select(0, best).view(images, -1)
+        tiles = tiles + per_image * torch.arange(images, device=x.device).unsqueeze(1)
+        copied = x.reshape(-1, self.tile).index_select(0, tiles.flatten()).view(-1, 1, k)
+        weight = self.weight.index_select(0, rows.flatten()).view(-1, rows.shape[1], k)
+        rows = rows.view(images, -1)
+        y = (copied @ weight.transpose(1, 2)).view(images, -1) + self.bias[rows]
+        classes = rows if self.order is None else self.order[rows]
+        made = y.amin(1, keepdim=True).expand(-1, self.out_features).scatter(1, classes, y)
+        if not self.rescore:
+            return made
+        once = y + self._twice.index_select(0, best).view(images, -1)
+        chosen = once.topk(self.rescore, 1, sorted=False).indices
+        again = exact(x, rows.gather(1, chosen), self.full_weight, self.full_bias)
+        return made.scatter(1, classes.gather(1, chosen), again.to(made.dtype))
 
     def dense_weight(self) -> Tensor:
         """[classes, features], both in their own order, zero outside the subspaces."""
@@ -171,27 +219,45 @@ class SubspaceLinear(nn.Module):
         self.index = new[self.index] * alive
         if self.full_weight is not None:
             self.full_weight = self.full_weight[:, keep]
+        if self.coarse_weight is not None:
+            self.coarse_weight = self.coarse_weight[:, keep]
         self.in_features = int(keep.sum())
         self._arrange()
 
     def extra_repr(self) -> str:
         groups = "" if len(self.index) == self.out_features else f" in {len(self.index)} groups"
-        again = f", {self.rescore} rescored" if self.rescore else ""
+        again = f", {self.probe} probed" if self.probe else ""
+        again += f", {self.rescore} rescored" if self.rescore else ""
         return (
             f"{self.in_features} -> {self.index.shape[1]} of them a class -> {self.out_features}{groups}, {self.layout}{again}"
         )
 
 
+def check_probe(probe: int, groups: int, rescore: int, classes: int) -> None:
+    if not 0 <= probe <= groups:
+        raise SlimrankError(f"--probe is {probe}, there are {groups} groups of classes; choose 1 to {groups}")
+    if probe and rescore > probe * (classes // groups):
+        raise SlimrankError(
+            f"--rescore {rescore} is more than the {probe * (classes // groups)} classes of {probe} probed groups; "
+            "rescore fewer or probe more"
+        )
+
+
 def rescored(x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, count: int) -> Tensor:
     """Logits y [images, classes], those of the `count` largest replaced by weight x + bias (weight [classes, features])."""
+    best = y.topk(count, 1, sorted=False).indices
+    return y.scatter(1, best, exact(x, best, weight, bias).to(y.dtype))
+
+
+def exact(x: Tensor, rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """[images, count]: for each image its own rows [images, count] of weight x + bias."""
     assert weight is not None
     assert bias is not None
-    best = y.topk(count, 1, sorted=False).indices
-    rows = weight.index_select(0, best.flatten()).view(-1, count, weight.shape[1])
-    exact = (x.unsqueeze(1) @ rows.transpose(1, 2)).squeeze(1) + bias.index_select(0, best.flatten()).view(-1, count)
-    return y.scatter(1, best, exact.to(y.dtype))
+    chosen = rows.flatten()
+    own = weight.index_select(0, chosen).view(-1, rows.shape[1], weight.shape[1])
+    return (x.unsqueeze(1) @ own.transpose(1, 2)).squeeze(1) + bias.index_select(0, chosen).view(-1, rows.shape[1])
 
 
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """x[:, index]; ONNX Runtime copies whole rows of the transpose far faster than single numbers of every image."""
-    return x.t().index_select(0, index).t()
+def _moved(x: Tensor, index: Tensor) -> Tensor:
+    """x[:, index]; as GatherElements, which ONNX Runtime does several times as fast as a Gather of columns."""
+    return x.gather(1, index.expand(x.shape[0], -1))

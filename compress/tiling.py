@@ -30,7 +30,9 @@ class Subspaces:
         return torch.arange(classes) if self.order is None else self.order
 
 
-def cocluster(saliency: Tensor, groups: int, tile: int, k: int, seed: int = 0, *, adjacent: bool = False) -> Subspaces:
+def cocluster(
+    saliency: Tensor, groups: int, tile: int, k: int, seed: int = 0, *, adjacent: bool = False, order: Tensor | None = None
+) -> Subspaces:
     """Classes into `groups` of equal size, features into tiles of `tile`, k / tile tiles for each group.
 
     saliency [classes, features], not negative: what a class loses with a feature. The sum that the groups keep is climbed
@@ -38,7 +40,8 @@ def cocluster(saliency: Tensor, groups: int, tile: int, k: int, seed: int = 0, *
     whose tiles serve them; each is a balanced assignment, so the sum never falls. Begins with Ward's clustering of the
     classes, then of the features. With many classes the tiles are found on a sample of them.
 
-    `adjacent`: the classes stay in their order, a group is a run of neighbours; then no logit moves at inference.
+    `order` [classes]: the groups are the runs of classes in this order (coarse.py). `adjacent`: of classes in their own
+    order, so that no logit moves at inference.
     """
     classes, m = saliency.shape
     if not 1 <= groups <= classes:
@@ -46,19 +49,19 @@ def cocluster(saliency: Tensor, groups: int, tile: int, k: int, seed: int = 0, *
     if m % tile or k % tile or not tile <= k <= m:
         raise SlimrankError(f"tiles of {tile} features do not divide --k2 {k} and the classifier's {m} features")
     part = saliency
-    if adjacent:
-        group = _dealt(torch.arange(classes), torch.tensor(sizes(classes, groups)))
-        part = _summed(saliency, group, groups)
+    if adjacent or order is not None:
+        rows = torch.arange(classes) if order is None else order
+        part = _summed(saliency, dealt(rows, torch.tensor(sizes(classes, groups))), groups)
         found = cocluster(part, groups, tile, k, seed)
         back = found.rows(groups).argsort()
-        return Subspaces(found.index[back], None, found.reorder, found.captured)
+        return Subspaces(found.index[back], order, found.reorder, found.captured)
     if classes > max(SAMPLE, 4 * groups):
         chosen = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))[: max(SAMPLE, 4 * groups)]
         part = saliency[chosen.sort().values]
-    group = _dealt(_ward(part.sqrt()), torch.tensor(sizes(len(part), groups)))
+    group = dealt(ward(part.sqrt()), torch.tensor(sizes(len(part), groups)))
     wanted = _summed(part, group, groups)
     tiles = torch.full((m // tile,), tile)
-    place = _dealt(_ward(wanted.sqrt().T), tiles)
+    place = dealt(ward(wanted.sqrt().T), tiles)
     taken, best = _best(wanted, place, len(tiles), k // tile), -1.0
     for _ in range(ROUNDS):
         kept = float((wanted * taken[:, place]).sum())
@@ -169,7 +172,7 @@ def _moved(labels: Tensor, moved: Tensor) -> Tensor | None:
     return torch.tensor(source)
 
 
-def _ward(rows: Tensor) -> Tensor:
+def ward(rows: Tensor) -> Tensor:
     """Rows in the order of the leaves of Ward's tree, by direction."""
     from scipy.cluster.hierarchy import leaves_list, linkage
 
@@ -179,7 +182,7 @@ def _ward(rows: Tensor) -> Tensor:
     return torch.from_numpy(leaves_list(linkage(unit.double().numpy(), "ward")).astype(np.int64))
 
 
-def _dealt(order: Tensor, room: Tensor) -> Tensor:
+def dealt(order: Tensor, room: Tensor) -> Tensor:
     """The bin of each item when items fill the bins in `order`."""
     bins = torch.empty_like(order)
     bins[order] = torch.repeat_interleave(torch.arange(len(room)), room)

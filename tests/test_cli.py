@@ -226,6 +226,7 @@ def test_heads_of_every_kind(capsys, tmp_path, trained):
         ("--select", "contribution", "--fit", "refit", "--k2", "auto", "--max-drop", 0.05, "--layout", "dense"),
         ("--layout", "tiled", "--groups", 3, "--tile", 1, "--k2", 8, "--rescore", "auto", "--agreement", 0.97),
         ("--layout", "tiled", "--adjacent", "--groups", 2, "--fit", "refit", "--rescore", 10, "--layer", "classifier.4"),
+        ("--layout", "tiled", "--groups", 5, "--tile", 1, "--k2", 8, "--probe", "auto", "--agreement", 0.95),
     )):  # fmt: skip
         out = tmp_path / f"{number}.safetensors"
         if "--layer" in words:
@@ -247,8 +248,13 @@ def test_heads_of_every_kind(capsys, tmp_path, trained):
             assert again["top1_before"] == pytest.approx(found["top1_head"], abs=1e-9)
             exported = run(capsys, "export", tmp_path / "joint.safetensors", *digits, "-o", tmp_path / "joint.onnx")
             assert exported["agreement"] == 1.0
-        else:
+        elif number == 3:
             assert found["agreement"] == 1.0
+        else:
+            assert 0 < found["probe"] < 5
+            assert found["probe_recall"] > 0.9
+            exported = run(capsys, "export", out, *digits, "-o", tmp_path / "two.onnx")
+            assert exported["agreement"] == 1.0
 
 
 @pytest.mark.parametrize("after", [1, 3, 5])
@@ -353,6 +359,14 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("specialize", trained, *digits, "--layout", "gather", "--groups", 2, *out), "has none"),
         (("specialize", trained, *digits, "--rescore", "auto", "--agreement", 2, *out), "--agreement"),
         (("specialize", trained, *digits, "--agreement", 0.9, *out), "--rescore auto"),
+        (("specialize", trained, *digits, "--layout", "tiled", "--groups", 4, "--probe", 5, *out), "4 groups"),
+        (
+            ("specialize", trained, *digits, "--layout", "tiled", "--groups", 5, "--probe", 1, "--rescore", 3, *out),
+            "probe more",
+        ),
+        (("specialize", trained, *digits, "--layout", "gather", "--probe", 2, *out), "--probe"),
+        (("specialize", trained, *digits, "--layout", "tiled", "--adjacent", "--probe", 2, *out), "--adjacent"),
+        (("specialize", trained, *digits, "--probe", "auto", *out), "--layout tiled"),
         (("specialize", trained, *digits, "--layout", "gather", "--max-drop", 0.1, *out), "--k2 auto"),
         (("prune", trained, "--ratio", 0.5, "--batch", 4, *out), "--latency and --timed"),
         (("specialize", trained, *digits, "--select", "histogram", "--k1", "coverage:2", *out), "coverage"),

@@ -50,8 +50,9 @@ def test_pruned_networks_agree_with_their_onnx_file(tmp_path, name, size, head):
 
 @pytest.mark.parametrize("layout", ["dense", "gather", "tiled"])
 def test_each_layout_in_onnx_runtime(tmp_path, layout):
-    for number, (rescore, reorder) in enumerate(((0, False), (4, True))):
-        head = shape(96, 30, 16, layout, groups=5, tile=4, reorder=reorder, rescore=rescore)
+    kinds = ((0, False, 0), (4, True, 0), *([(0, True, 3), (4, False, 2)] if layout == "tiled" else []))
+    for number, (rescore, reorder, probe) in enumerate(kinds):
+        head = shape(96, 30, 16, layout, groups=5, tile=4, reorder=reorder, rescore=rescore, probe=probe)
         path = export(head, torch.zeros(1, 96), tmp_path / f"{number}.onnx", {})
         x = torch.randn(9, 96)
         torch.testing.assert_close(Runner(path)(x), head(x).detach(), rtol=1e-5, atol=1e-5)
@@ -175,9 +176,10 @@ def test_the_fastest_comes_first_and_what_is_slower_anywhere_never(monkeypatch):
 
 def test_bench_head_rows():
     words = {"batches": [1], "threads": [1], "providers": ["cpu"], "seconds": 0.01}
-    found = bench(None, 64, 10, 8, ["gather", "tiled", "tiled+rescore", "int8", "svd+rescore"], **words)
+    found = bench(None, 64, 10, 8, ["gather", "tiled", "tiled+rescore", "int8", "svd+rescore", "two-level"], **words)
     assert [r["layout"] for r in found["results"]] == [
-        "linear", "gather", "tiled", "tiled, adjacent", "tiled+rescore", "tiled+rescore, adjacent", "svd+rescore", "int8",
+        "linear", "gather", "tiled", "tiled, adjacent", "tiled+rescore", "tiled+rescore, adjacent", "svd+rescore",
+        "two-level", "int8",
     ]  # fmt: skip
     assert all(np.isfinite(r["median_us"]) for r in found["results"])
     macs = {r["layout"]: r["macs"] for r in found["results"]}
@@ -186,7 +188,8 @@ def test_bench_head_rows():
         ({"k": 65}, "--k"),
         ({"layout": ["gathr"]}, "no layout"),
         ({"groups": 11, "layout": ["tiled"]}, "--groups"),
+        ({"groups": 2, "layout": ["two-level"], "probe": 3}, "--probe"),
     ):
-        asked = {"k": 8, "layout": ["gather"], "groups": None, **words_}
+        asked = {"k": 8, "layout": ["gather"], **words, **words_}
         with pytest.raises(SlimrankError, match=told):
-            bench(None, 64, 10, asked["k"], asked["layout"], groups=asked["groups"], **words)
+            bench(None, 64, 10, **asked)

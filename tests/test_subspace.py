@@ -10,10 +10,11 @@ from torch import nn
 from slimrank.compress import models
 from slimrank.compress.checkpoint import load
 from slimrank.compress.choosing import SELECTS, centred, choose, pursuit, saliency
+from slimrank.compress.coarse import confusable, mean_scores, trained_scores
 from slimrank.compress.features import Cached, Coverage, Moments, Votes, cached, features, survey, vote
 from slimrank.compress.fitting import assemble, refitted, top1, trained, truncated
 from slimrank.compress.head import with_head
-from slimrank.compress.subspace import LAYOUTS, SubspaceLinear
+from slimrank.compress.subspace import LAYOUTS, SubspaceLinear, sizes
 from slimrank.compress.tiling import Subspaces, assigned, cocluster, fold
 from slimrank.compress.tracing import channel_map
 from slimrank.errors import SlimrankError
@@ -125,6 +126,59 @@ def test_rescoring_every_class_is_the_dense_layer_and_some_are_the_shortlist():
             expected = before.scatter(1, (best := before.topk(3, 1).indices), exact.gather(1, best))
             torch.testing.assert_close(made["tiled"](x), expected, rtol=1e-4, atol=1e-3)
             assert made["tiled"].macs(()) == made["tiled"].weight.numel() + 3 * 32
+
+
+def test_two_levels_compute_the_best_groups_only():
+    """All groups probed: the tiled head. Fewer: its logits in the groups with the best coarse scores, elsewhere the least."""
+    generator = torch.Generator().manual_seed(2)
+    x, weight, bias, moments = example()
+    for groups in (4, 5):  # 5 do not divide 12 classes
+        order = confusable(weight, moments.covariance, groups)
+        scores = mean_scores(weight, bias, order, groups)
+        spaces = cocluster(saliency(weight, moments), groups, 4, 8, order=order)
+        made, full = truncated(weight, bias, spaces), (weight, bias)
+        with torch.no_grad():
+            x = torch.randn(50, 32, generator=generator)
+            whole = assemble(*made, spaces, 32, "tiled")(x)
+            every = assemble(*made, spaces, 32, "tiled", coarse=scores, probe=groups).eval()
+            torch.testing.assert_close(every(x), whole, rtol=1e-4, atol=1e-4)
+            head = assemble(*made, spaces, 32, "tiled", coarse=scores, probe=2).eval()
+            best = F.linear(x, *scores).topk(2, 1).indices
+            group = torch.empty(12, dtype=torch.long)
+            group[order] = torch.arange(groups).repeat_interleave(torch.tensor(sizes(12, groups)))
+            computed = (group[None, :, None] == best[:, None, :]).any(2)
+            least = whole.masked_fill(~computed, torch.inf).amin(1, keepdim=True)
+            torch.testing.assert_close(head(x), torch.where(computed, whole, least), rtol=1e-4, atol=1e-4)
+            assert head.macs(()) == groups * 32 + 2 * -(-12 // groups) * 8
+            again = assemble(*made, spaces, 32, "tiled", coarse=scores, probe=2, full=full, rescore=3).eval()
+            chosen = whole.masked_fill(~computed, -torch.inf).topk(3, 1).indices
+            expected = head(x).scatter(1, chosen, F.linear(x, *full).gather(1, chosen))
+            torch.testing.assert_close(again(x), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(head.train()(x), whole, rtol=1e-4, atol=1e-4)
+            keep = torch.rand(32, generator=generator) < 0.6
+            masked = head.eval()(x * keep)
+            head.slice_channels(keep, torch.ones(12, dtype=torch.bool))
+            torch.testing.assert_close(head(x[:, keep]), masked, rtol=1e-4, atol=1e-4)
+
+
+def test_classes_that_are_confused_share_a_group_and_training_finds_it_more_often():
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(6, 40, generator=generator)
+    weight = kinds.repeat(5, 1) + 0.3 * torch.randn(30, 40, generator=generator)  # class c is of kind c % 6
+    bias = torch.zeros(30)
+    x = torch.randn(4000, 40, generator=generator).relu()
+    moments = Moments()
+    moments.add(x)
+    order = confusable(weight, moments.covariance, 6)
+    assert all(len({int(c) % 6 for c in part}) == 1 for part in order.split(5))
+    images = Cached(x[:3000], torch.zeros(3000, dtype=torch.long))
+    spread = torch.randperm(30, generator=generator)  # groups that mean nothing are hard to find by their mean
+    dense = F.linear(x[3000:], weight, bias).argmax(1)
+    found = []
+    for scores in (mean_scores(weight, bias, spread, 6), trained_scores(weight, bias, spread, 6, images)):
+        group = spread.argsort() // 5
+        found.append(float((F.linear(x[3000:], *scores).argmax(1) == group[dense]).double().mean()))
+    assert found[0] < found[1]
 
 
 def test_refit_solves_the_normal_equations():
@@ -258,6 +312,10 @@ def test_bad_heads_are_refused():
         SubspaceLinear(torch.zeros(2, 1), torch.tensor([[0], [4]]), torch.zeros(2), 4)
     with pytest.raises(SlimrankError, match="2 classes"):
         SubspaceLinear(torch.zeros(2, 1), torch.tensor([[0], [3]]), torch.zeros(2), 4, rescore=3)
+    with pytest.raises(SlimrankError, match="coarse scores"):
+        SubspaceLinear(torch.zeros(2, 1), torch.tensor([[0], [3]]), torch.zeros(2), 4, "tiled", probe=1)
+    with pytest.raises(SlimrankError, match="2 groups"):
+        SubspaceLinear(torch.zeros(2, 1), torch.tensor([[0], [3]]), torch.zeros(2), 4, "tiled", probe=3)
     with pytest.raises(SlimrankError, match="do not divide"):
         cocluster(torch.rand(10, 30), 2, 4, 8)
     with pytest.raises(SlimrankError, match="10 classes"):
