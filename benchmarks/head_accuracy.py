@@ -7,6 +7,7 @@ The network is untouched: everything but the last rows works on what the classif
 checkpoint saw other pixels, and ResNet-18 on Tiny ImageNet (200 classes, 512 features). Rivals: random features, low rank of
 equal MACs (of the weights, and of the logits), plain and rescored, and the dense layer trained as the heads are.
 joint: one epoch over all training images, network and head together (lr 0.01), the dense network beside it, equally long;
+two levels: of 20 groups the best few are computed.
 distilled: the untouched network is the teacher of both.
 Validation is a fifth of the test split and decides what training keeps; test figures are of the rest. `agreement` with the
 dense decisions is of validation. Rows are saved as they come to results/head_accuracy.json; run again to go on.
@@ -19,10 +20,11 @@ from torch import nn
 
 from slimrank.compress.checkpoint import load
 from slimrank.compress.choosing import SELECTS, VOTING, centred, choose, saliency
+from slimrank.compress.coarse import confusable, mean_scores, trained_scores
 from slimrank.compress.features import Moments, Votes, cached, classifier, features, survey
 from slimrank.compress.finetune import train
 from slimrank.compress.fitting import assemble, decisions, refitted, top1, trained, truncated
-from slimrank.compress.head import with_head
+from slimrank.compress.head import probe_recall, with_head
 from slimrank.compress.head_latency import low_rank
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.tiling import Subspaces, cocluster, fold
@@ -115,6 +117,34 @@ class Bench:
                 made = lambda g=given, n=n: self.measured(low_rank(*self.target, k * self.classes, g, rescore=n))  # noqa: E731
                 self.rows.row(f"{self.name} low rank of the {what}, k2={k}, {n} rescored", made)
 
+    def two_levels(self, k: int, groups: int, tile: int, probes, again: int) -> None:
+        """Of the groups only the best are computed: classes grouped by confusion, and at random; scores trained, and means.
+
+        `recall`: share of validation images whose decision by all groups lies in those computed. Weights refitted.
+        """
+        mixed = torch.randperm(self.classes, generator=torch.Generator().manual_seed(0))
+        orders = {"confusable": confusable(self.weight, self.moments.covariance, groups), "random": mixed}
+        for name, order in orders.items():
+            chosen = cocluster(saliency(self.weight, self.moments), groups, tile, k, order=order)
+            weight, bias = refitted(*self.target, self.moments, chosen)
+            kinds = {"trained": trained_scores(*self.target, order, groups, self.train)}
+            if name == "confusable":
+                kinds["mean"] = mean_scores(*self.target, order, groups)
+            for kind, scores in kinds.items():
+                for probe in probes:
+                    for n in (0, again):
+                        if n > probe * (self.classes // groups):
+                            continue
+                        words = {"coarse": scores, "probe": probe, "rescore": n, "full": self.target if n else None}
+
+                        def make(weight=weight, bias=bias, chosen=chosen, words=words):
+                            head = assemble(weight, bias, chosen, self.m, "tiled", **words).eval()
+                            recall = round(probe_recall(head, self.validation), 4)
+                            return {**self.measured(head), "recall": recall, "macs": head.macs(())}
+
+                        key = f"{self.name} {groups} {name} groups, {kind} scores, {probe} probed, k2={k}, {n} rescored"
+                        self.rows.row(key, make)
+
     def joint(self, k: int, shape: tuple[int, int] | None, taught: bool = False) -> None:
         """One epoch of network and head, from the fitted head; and of the dense network. `taught`: from the trained head,
         with the untouched dense network as teacher of both."""
@@ -165,6 +195,7 @@ def main() -> None:
             64, [(40, 8, False), (20, 8, False), (8, 8, False), (40, 16, False), (8, 16, False), (40, 8, True), (8, 8, True)]
         )
         large.rescored(64, 40, 8, (4, 8, 16, 25))
+        large.two_levels(64, 20, 8, (1, 2, 4, 8), 16)
         large.scattered(64)
         for bench in (small, large):
             again = lambda b=bench: b.measured(trained(b.linear(), b.target, b.train, b.validation)[0])  # noqa: E731

@@ -3,9 +3,9 @@
     python benchmarks/head_latency.py --minutes 30
 
 Random weights (the time does not depend on them). `tiled` at an eighth and a sixteenth of the MACs, four groups of classes,
-tiles of 16 features: `adjacent` groups are runs of neighbouring classes, else the logits
-are put back in order at inference. `+8`: the best 8 classes rescored densely. Rivals: int8 (ONNX Runtime's dynamic
-quantisation), low rank of the same MACs, with and without rescoring, gather (the obvious way). `auto` is what
+tiles of 16 features: `adjacent` groups are runs of neighbouring classes, else the logits are put back in order at
+inference. `+8`: the best 8 classes rescored densely. `two-level`: as many groups as a group has classes, of which the best 8
+(a quarter, if there are fewer than 32) are computed. Rivals: int8 (ONNX Runtime's dynamic quantisation), low rank of the same MACs, with and without rescoring, gather (the obvious way). `auto` is what
 `specialize --layout auto` picks for an eighth of the MACs, timed again. Inputs and outputs are bound; the heads of a size run
 in turn, three sets of them, the dense layer in each. Left out: 100,000 classes of 2,048 features (800 MB a file, several at
 once); gather beyond 300,000 indices (seconds a run).
@@ -18,7 +18,7 @@ import torch
 from rows import OutOfTime, Rows
 from torch import nn
 
-from slimrank.compress.head_latency import LowRank, candidates, fastest_first, shape, time_heads
+from slimrank.compress.head_latency import LowRank, candidates, fastest_first, shape, time_heads, two_level_groups
 from slimrank.evaluate.latency import machine
 from slimrank.evaluate.macs import count
 
@@ -51,6 +51,11 @@ def heads(m: int, c: int, auto: nn.Module) -> dict[str, Callable[[], nn.Module]]
             made[f"tiled 1/{share}{order}"] = lambda k=k, w=words: shape(m, c, k, "tiled", **w)
             if share == 16:
                 made[f"tiled 1/16 +8{order}"] = lambda k=k, w=words: shape(m, c, k, "tiled", rescore=again, **w)
+    if c >= 1000:
+        many, k = two_level_groups(c), max(1, m // 16)
+        words = {"groups": many, "tile": min(16, k), "probe": min(8, many // 4)}
+        made["two-level 1/16"] = lambda w=words: shape(m, c, k, "tiled", **w)
+        made["two-level 1/16 +8"] = lambda w=words: shape(m, c, k, "tiled", rescore=again, **w)
     return {**made, "auto": lambda: auto}
 
 

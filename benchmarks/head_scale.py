@@ -4,7 +4,8 @@
 
 Class weights scatter around 256 centres, features are noise through a ReLU, mixed: nothing here is real but the sizes. Tiles at
 a sixteenth of the MACs, 64 groups; peak memory is the process's own. Recall: share of 512 images whose dense decision is
-among the N best classes of the head; beside it the same for classes kept in their order, and low rank of equal MACs.
+among the N best classes of the head; beside it the same for classes kept in their order, low rank of equal MACs, and two
+levels: 1,000 groups, 16 of them computed (`probe_recall`: how often what all groups together decide is among them).
 """
 
 import resource
@@ -16,14 +17,17 @@ import torch
 from rows import Rows
 
 from slimrank.compress.choosing import centred, saliency
-from slimrank.compress.features import Moments
+from slimrank.compress.coarse import confusable, trained_scores
+from slimrank.compress.features import Cached, Moments
 from slimrank.compress.fitting import assemble, refitted
+from slimrank.compress.head import probe_recall
 from slimrank.compress.head_latency import low_rank
-from slimrank.compress.tiling import cocluster
+from slimrank.compress.tiling import cocluster, dealt
 from slimrank.evaluate.latency import Runner, machine
 from slimrank.export.to_onnx import export
 
 CLASSES, FEATURES, GROUPS, TILE, K = 1_000_000, 256, 64, 4, 16
+MANY, PROBE, SCORED = 1000, 16, 5000  # the two-level head: groups, how many are computed, images that scores are trained on
 
 
 def generated() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -41,7 +45,7 @@ def recall(found: list[torch.Tensor], dense: torch.Tensor) -> dict[str, float]:
     return {f"recall@{n}": round(float((best[:, :n] == dense[:, None]).any(1).double().mean()), 4) for n in (1, 8, 64)}
 
 
-def measure(adjacent: bool) -> dict:
+def measure(kind: str) -> dict:
     weight, bias, x = generated()
     took: dict[str, float] = {}
     began = time.perf_counter()
@@ -53,11 +57,18 @@ def measure(adjacent: bool) -> dict:
     for part in x[:20_000].split(1000):
         moments.add(part)
     lap("moments")
-    spaces = cocluster(saliency(weight, moments), GROUPS, TILE, K, adjacent=adjacent)
+    target, words = centred(weight, bias), {}
+    order = confusable(weight, moments.covariance, MANY) if kind == "two levels" else None
+    groups = GROUPS if order is None else MANY
+    spaces = cocluster(saliency(weight, moments), groups, TILE, K, adjacent=kind == "adjacent", order=order)
     lap("groups and tiles")
-    target = centred(weight, bias)
-    head = assemble(*refitted(*target, moments, spaces), spaces, FEATURES, "tiled").eval().requires_grad_(False)
+    made = refitted(*target, moments, spaces)
     lap("fit")
+    if order is not None:
+        some = Cached(x[:SCORED], torch.zeros(SCORED, dtype=torch.long))
+        words = {"coarse": trained_scores(*target, order, groups, some), "probe": PROBE}
+        lap("coarse scores")
+    head = assemble(*made, spaces, FEATURES, "tiled", **words).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         path = export(head, x[:1], Path(folder) / "head.onnx", {})
         lap("export")
@@ -71,7 +82,13 @@ def measure(adjacent: bool) -> dict:
         "onnx_bytes": sized, "dense_bytes": 4 * weight.numel(), "macs": head.macs(()), "dense_macs": weight.numel(),
         "captured": spaces.captured, "parity": off, **recall(ours, dense),
     }  # fmt: skip
-    if not adjacent:
+    if order is not None:
+        held = Cached(x[20_000:], dense)
+        told["probe_recall"] = round(probe_recall(head, held), 4)
+        group = dealt(order, torch.tensor(head.sizes))
+        probed = head.probed(held.x[:, head.reorder])
+        told["dense_probed"] = round(float((group[dense][:, None] == probed).any(1).double().mean()), 4)
+    if kind == "":
         low = low_rank(*target, K * CLASSES, (moments.mean, moments.covariance)).requires_grad_(False)
         told["low rank"] = recall([low(part).topk(64, 1).indices for part in x[20_000:].split(32)], dense)
     return told
@@ -79,8 +96,8 @@ def measure(adjacent: bool) -> dict:
 
 def main() -> None:
     rows = Rows("head_scale", None, **machine())
-    for adjacent in (False, True):
-        rows.row(f"{CLASSES} classes, {FEATURES} features{', adjacent' if adjacent else ''}", lambda a=adjacent: measure(a))
+    for kind in ("", "adjacent", "two levels"):
+        rows.row(f"{CLASSES} classes, {FEATURES} features{kind and f', {kind}'}", lambda k=kind: measure(k))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ class Bench:
         if ranker not in DATA_FREE:
             images = self.data.split(SPLIT[ranker])
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-            most = {"car": 500 if self.name == "resnet20" else 200, "shapley": 200}.get(ranker)
+            small = self.name == "resnet20"
+            most = {"car": 500 if small else 200, "shapley": 200, **({} if small else {"switch": 1000})}.get(ranker)
             most = most or min(ENOUGH.get(ranker, 10_000), 10_000)
             batches = images.subset(order[:most]).batches()
         made = RANKERS[ranker](self.dense, self.channels, batches, classes=self.classes, **options)

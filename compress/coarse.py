@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .choosing import CHUNK
 from .features import Cached
 from .fitting import fit_adam
 from .subspace import sizes
@@ -52,13 +53,18 @@ def trained_scores(
     made = nn.Linear(weight.shape[1], groups)
     made.weight.data, made.bias.data = (t.clone() for t in mean_scores(weight, bias, order, groups))
     group = dealt(order, torch.tensor(sizes(len(order), groups)))
+    shares = torch.cat(
+        [
+            torch.zeros(len(x), groups).index_add_(1, group, F.linear(x, weight, bias).softmax(1))
+            for x in images.x.split(max(1, CHUNK // len(weight)))
+        ]
+    )
 
-    def loss(x: Tensor, _labels: Tensor) -> Tensor:
-        dense = F.linear(x, weight, bias).softmax(1)
-        share = dense.new_zeros(len(x), groups).index_add_(1, group, dense)
-        return F.kl_div(made(x).log_softmax(1), share, reduction="batchmean")
+    def loss(x: Tensor, row: Tensor) -> Tensor:
+        return F.kl_div(made(x).log_softmax(1), shares[row], reduction="batchmean")
 
-    fit_adam(made, loss, images, epochs=10, lr=2e-3, batch=256, seed=seed)
+    numbered = Cached(images.x, torch.arange(len(images.x)))
+    fit_adam(made, loss, numbered, epochs=10, lr=2e-3, batch=256, seed=seed)
     return made.weight.detach(), made.bias.detach()
 
 

@@ -103,7 +103,9 @@ class SubspaceLinear(nn.Module):
         self.tile = self._tile()
         self.register_buffer("_tiles", self.index[:, :: self.tile].reshape(-1) // self.tile, persistent=False)
         self.register_buffer("_back", None if self.order is None else self.order.argsort(), persistent=False)
-        sized = torch.tensor(self.sizes, device=self.index.device)  # the rows of each group; a smaller group's last row stands twice
+        sized = torch.tensor(
+            self.sizes, device=self.index.device
+        )  # the rows of each group; a smaller group's last row stands twice
         every = torch.arange(int(sized[0]), device=sized.device)
         members = (sized.cumsum(0) - sized)[:, None] + torch.minimum(every, sized[:, None] - 1)
         self.register_buffer("_members", members, persistent=False)
