@@ -5,10 +5,11 @@
 Random weights (the time does not depend on them). `tiled` at an eighth and a sixteenth of the MACs, four groups of classes,
 tiles of 16 features: `adjacent` groups are runs of neighbouring classes, else the logits are put back in order at
 inference. `+8`: the best 8 classes rescored densely. `two-level`: as many groups as a group has classes, of which the best 8
-(a quarter, if there are fewer than 32) are computed. Rivals: int8 (ONNX Runtime's dynamic quantisation), low rank of the same MACs, with and without rescoring, gather (the obvious way). `auto` is what
-`specialize --layout auto` picks for an eighth of the MACs, timed again. Inputs and outputs are bound; the heads of a size run
-in turn, three sets of them, the dense layer in each. Left out: 100,000 classes of 2,048 features (800 MB a file, several at
-once); gather beyond 300,000 indices (seconds a run).
+(a quarter, if there are fewer than 32) are computed. Rivals: int8 (ONNX Runtime's dynamic quantisation), low rank of the
+same MACs, with and without rescoring, gather (the obvious way). `auto` is what `specialize --layout auto` picks for an
+eighth of the MACs, timed again. Inputs and outputs are bound; the heads of a size run in turn, three sets of them, the dense
+layer in each. Left out: 100,000 classes of 2,048 features (800 MB a file, several at once); gather beyond 300,000 indices
+(seconds a run).
 """
 
 import argparse

@@ -77,10 +77,10 @@ def measure(kind: str) -> dict:
         off = float((runner(x[:4]) - head(x[:4])).abs().max())
         ours = [runner(part).topk(64, 1).indices for part in x[20_000:].split(32)]
     dense = torch.cat([(part @ weight.T + bias).argmax(1) for part in x[20_000:].split(16)])
+    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     told = {
-        "seconds": took, "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "onnx_bytes": sized, "dense_bytes": 4 * weight.numel(), "macs": head.macs(()), "dense_macs": weight.numel(),
-        "captured": spaces.captured, "parity": off, **recall(ours, dense),
+        "seconds": took, "peak_gb": peak, "onnx_bytes": sized, "dense_bytes": 4 * weight.numel(),
+        "macs": head.macs(()), "dense_macs": weight.numel(), "captured": spaces.captured, "parity": off, **recall(ours, dense),
     }  # fmt: skip
     if order is not None:
         held = Cached(x[20_000:], dense)

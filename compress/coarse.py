@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .choosing import CHUNK
 from .features import Cached
 from .fitting import fit_adam
 from .subspace import sizes
-from .tiling import SAMPLE, assigned, dealt, ward
+from .tiling import CHUNK, SAMPLE, assigned, dealt, ward
 
 ROUNDS = 20
 
@@ -23,7 +22,8 @@ def confusable(weight: Tensor, covariance: Tensor, groups: int, seed: int = 0) -
     """[classes]: classes in an order whose runs, as even as can be, are the groups. `weight` [classes, features]."""
     values, vectors = torch.linalg.eigh(covariance.double())
     root = (vectors * values.clamp_min(0).sqrt()).to(weight)
-    rows = F.normalize((weight - weight.mean(0)) @ root, dim=1)
+    rows = torch.addmm(-(weight.mean(0) @ root), weight, root)
+    rows /= rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
     part = rows
     if len(rows) > max(SAMPLE, 4 * groups):
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
@@ -74,4 +74,4 @@ def _centres(rows: Tensor, group: Tensor, room: Tensor) -> Tensor:
 
 def _nearness(rows: Tensor, centres: Tensor) -> Tensor:
     """[rows, centres]: half of what the squared distance lacks of |row|^2."""
-    return rows @ centres.T - (centres**2).sum(1) / 2
+    return torch.addmm(-(centres**2).sum(1) / 2, rows, centres.T)

@@ -15,6 +15,7 @@ from .surgery import replace_tensor
 EXACT = 1024  # items that are assigned to bins at the optimum; more go greedily
 SAMPLE = 4096  # classes that the tiles are found on
 ROUNDS = 30
+CHUNK = 2**25  # numbers at once
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,8 @@ def assigned(value: Tensor, room: Tensor) -> Tensor:
     left = torch.arange(items)
     while len(left):
         open_ = room.nonzero().flatten()
-        two = value[left][:, open_].topk(min(2, len(open_)), 1)
-        bin_ = open_[two.indices[:, 0]]
-        regret = two.values[:, 0] - two.values[:, -1]
+        first, regret = _first(value, left, open_)
+        bin_ = open_[first]
         order = torch.argsort(regret, descending=True, stable=True)
         order = order[torch.argsort(bin_[order], stable=True)]
         sorted_bin = bin_[order]
@@ -115,6 +115,16 @@ def assigned(value: Tensor, room: Tensor) -> Tensor:
         room -= torch.bincount(bin_[takes], minlength=bins)
         left = left[found[left] < 0]
     return found
+
+
+def _first(value: Tensor, items: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of `bins` each of `items` gains most from, and what it loses in the second best; some items at once."""
+    first, regret = [], []
+    for part in items.split(max(1, CHUNK // value.shape[1])):
+        two = value[part][:, bins].topk(min(2, len(bins)), 1)
+        first.append(two.indices[:, 0])
+        regret.append(two.values[:, 0] - two.values[:, -1])
+    return torch.cat(first), torch.cat(regret)
 
 
 def fold(model: nn.Module, channels: ChannelMap, layer: str, example: Tensor, order: Tensor) -> nn.Module | None:
