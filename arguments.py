@@ -221,7 +221,7 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made.add_argument("--teacher-share", type=float, default=0.5, help="of the loss (default 0.5)")
     made = writes(reads(verb("specialize", model, data(True), target, subspaces)), "slim checkpoint to write")
     made.add_argument(
-        "--layout", default="auto", help="auto (default: the fastest that is accurate enough), dense, gather, tiled"
+        "--layout", default="auto", help="auto (default: the fastest that is accurate enough), dense, gather, tiled, int8"
     )
     made.add_argument(
         "--groups",
@@ -269,7 +269,9 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made = writes(
         reads(verb("compress", model, data(False), budget, training(5, 0.02), subspaces, target)), "folder for the results"
     )
-    made.add_argument("--head", default="auto", help="auto (default: subspaces where they are faster), linear, gather, tiled")
+    made.add_argument(
+        "--head", default="auto", help="auto (default: subspaces or int8 where faster), linear, gather, tiled, int8"
+    )
     made.add_argument("--steps", type=int, default=1, help="rank, cut and recover so many times (default 1: one-shot)")
     made.add_argument("--recover", type=int, default=1, help="epochs between steps (default 1)")
     made.add_argument("--distill", action="store_true", help="fine-tune with the input checkpoint as teacher")

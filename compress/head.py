@@ -20,7 +20,7 @@ from .fitting import Trained, assemble, decisions, refitted, top1, trained, trun
 from .head_latency import Timed, candidates, fastest_first, two_level_groups
 from .head_options import HeadOptions, HeadResult, NotFaster, default_k
 from .layers import ChannelMap
-from .subspace import SubspaceLinear, check_probe, sizes
+from .subspace import INT8, SubspaceLinear, check_probe, sizes
 from .surgery import cut
 from .tiling import Subspaces, cocluster, dealt, fold
 from .tracing import channel_map
@@ -53,8 +53,9 @@ def specialize(
     before, after = (float((d == seen.labels).double().mean()) for d in (dense, ours))
     recall = shortlist_recall(head, seen, dense) if head.rescore else None
     probed = probe_recall(head, seen) if head.probe else None
+    blocks = spaces.order is not None or spaces.reorder is not None
     result = HeadResult(
-        layer=stage.layer, select=options.chosen_by if spaces.order is None and spaces.reorder is None else "blocks",
+        layer=stage.layer, select="all" if head.layout == INT8 else "blocks" if blocks else options.chosen_by,
         fit=options.fit, k1=stage.k1, k2=head.weight.shape[1], features=stage.m, layout=head.layout, groups=len(head.index),
         tile=head.tile, folded=folded, rescore=head.rescore, probe=head.probe, images=stage.images,
         top1_dense=before, top1_head=after,
@@ -154,7 +155,9 @@ class Stage:
         return wide
 
     def k2(self, layout: str) -> int:
-        """As asked for, else an eighth, in whole tiles."""
+        """As asked for, else an eighth, in whole tiles; int8 keeps all."""
+        if layout == INT8:
+            return self.m
         if isinstance(self.options.k2, int):
             return self.options.k2
         k, t = default_k(self.m), self.tile(None) if layout == "tiled" else 1
@@ -171,6 +174,8 @@ class Stage:
             worth, seed = saliency(self.weight, self.moments), self.options.seed
             order = coarse.confusable(self.weight, self.moments.covariance, groups, seed) if probing else None
             return cocluster(worth, groups, self.tile(k2), k2, seed, adjacent=adjacent, order=order)
+        if layout == INT8:
+            return Subspaces(torch.arange(self.m)[None])
         if self.options.chosen_by == "gates":
             assert self.checkpoint.gates is not None
             return Subspaces(gates.choose(self.checkpoint.gates, self.weight, k2))
@@ -178,9 +183,10 @@ class Stage:
 
     def fitted(self, spaces: Subspaces, layout: str) -> tuple[SubspaceLinear, Trained | None]:
         weight, bias = self.target
-        made = (
-            truncated(weight, bias, spaces) if self.options.fit == "truncate" else refitted(weight, bias, self.moments, spaces)
-        )
+        if self.options.fit == "truncate" or layout == INT8:
+            made = truncated(weight, bias, spaces)
+        else:
+            made = refitted(weight, bias, self.moments, spaces)
         # a class at a time, the multiplied-out matrix trains faster than gathers
         head = assemble(*made, spaces, self.m, layout if layout == "tiled" else "dense")
         training = None
@@ -248,7 +254,7 @@ class Stage:
         free = fold(*self.place, torch.arange(self.m).flip(0)) is not None
         shapes = candidates(
             self.m, self.classes, k2, t, groups=o.groups, adjacent=o.adjacent, reorder=not free, rescore=rescore, seed=o.seed,
-            probe=o.probe if isinstance(o.probe, int) else 0,
+            probe=o.probe if isinstance(o.probe, int) else 0, int8=o.any_layout and o.provider == "cpu",
         )  # fmt: skip
         found, self.timed, told = fastest_first(shapes, self.m, self.classes, o.batches, o.threads, o.provider)
         self.notes += [told] if told else []
@@ -259,12 +265,13 @@ class Stage:
     ) -> tuple[SubspaceLinear, Subspaces, Trained | None]:
         """A head of one shape: k2, probing and rescoring found where they are left open."""
         o = self.options
-        k2 = self.k2(layout) if o.k2 != "auto" else self.smallest(layout, groups, adjacent, bool(probe))
+        k2 = self.k2(layout) if o.k2 != "auto" or layout == INT8 else self.smallest(layout, groups, adjacent, bool(probe))
         spaces = self.spaces(layout, groups, k2, adjacent, bool(probe))
         head, training = self.fitted(spaces, layout)
-        if layout == "dense" and o.rescore:
-            self.notes.append("nothing rescored: a dense layout computes every logit already")
-        if layout == "dense" or not (o.rescore or probe):
+        whole = layout in ("dense", INT8)
+        if whole and o.rescore:
+            self.notes.append(f"nothing rescored: the {layout} layout computes every logit already")
+        if whole or not (o.rescore or probe):
             return head, spaces, training
         scores = self.scores(spaces) if probe else None
         few = self.few(head, spaces, scores) if probe == "auto" and scores else int(probe)

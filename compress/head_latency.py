@@ -16,7 +16,7 @@ from ..export.quantize import quantized
 from ..export.to_onnx import export, size
 from .checkpoint import Checkpoint
 from .features import classifier
-from .subspace import SubspaceLinear, check_probe, check_tile, rescored
+from .subspace import INT8, SubspaceLinear, check_probe, check_tile, rescored
 from .tracing import channel_map
 
 GROUPS = (2, 4, 8, 16, 32)  # that `auto` tries, of five classes or more each: every group costs a node
@@ -89,7 +89,7 @@ def shape(
     """A head with random weights and random tiles: its time does not depend on which."""
     generator = torch.Generator().manual_seed(seed)
     rows = lambda *size: torch.randn(*size, generator=generator) / features**0.5  # noqa: E731
-    groups = classes if layout != "tiled" or groups is None else groups
+    groups = classes if layout not in ("tiled", INT8) or groups is None else groups
     tile = tile if layout == "tiled" else 1
     picks = torch.rand(groups, features // tile, generator=generator).topk(k // tile, 1).indices.sort(1).values
     index = (picks[:, :, None] * tile + torch.arange(tile)).flatten(1)
@@ -128,11 +128,13 @@ def time_heads(
 
 def candidates(
     features: int, classes: int, k: int, tile: int, *, groups: int | None = None, adjacent: bool = False, reorder: bool = False,
-    rescore: int = 0, seed: int = 0, probe: int = 0,
+    rescore: int = 0, seed: int = 0, probe: int = 0, int8: bool = True,
 ) -> dict[Timed, nn.Module]:  # fmt: skip
     """The shapes that `auto` tries: tiles in few large groups to many small ones, classes in any order or their own; gather;
-    two levels where `probe` says how many groups are computed."""
+    two levels where `probe` says how many groups are computed; the dense layer in int8."""
     made: dict[Timed, nn.Module] = {}
+    if int8:
+        made[Timed(INT8, INT8, 1, False)] = shape(features, classes, features, INT8, groups=1, seed=seed)
     words: dict[str, Any] = {"rescore": rescore, "seed": seed}
     if classes * k <= FEW:
         made[Timed("gather", "gather", classes, False)] = shape(features, classes, k, "gather", **words)

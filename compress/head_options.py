@@ -7,7 +7,7 @@ from ..errors import SlimrankError, near
 from ..evaluate.latency import check_settings
 from .choosing import VOTING, check_select
 from .fitting import check_fit
-from .subspace import LAYOUTS, check_tile
+from .subspace import INT8, LAYOUTS, check_tile
 
 AGREEMENT, DROP = 0.99, 0.01
 
@@ -45,6 +45,13 @@ class HeadOptions:
         return self.select or "omp"
 
     @property
+    def any_layout(self) -> bool:
+        """Nothing was asked for that only subspaces have, so that the dense layer in int8 is an answer, too."""
+        return not any((
+            self.select, self.k1, self.k2, self.groups, self.tile, self.adjacent, self.rescore, self.probe,
+        ))  # fmt: skip
+
+    @property
     def least_agreement(self) -> float:
         return AGREEMENT if self.agreement is None else self.agreement
 
@@ -56,8 +63,11 @@ class HeadOptions:
         check_select(self.chosen_by)
         check_fit(self.fit)
         check_settings([self.provider], self.batches, [self.threads])
-        if self.layout not in ("auto", *LAYOUTS):
-            raise SlimrankError(f"no layout {self.layout!r}; {near(self.layout, ('auto', *LAYOUTS))}")
+        layouts = ("auto", *LAYOUTS, INT8)
+        if self.layout not in layouts:
+            raise SlimrankError(f"no layout {self.layout!r}; {near(self.layout, layouts)}")
+        if self.layout == INT8 and (self.select or self.k1 is not None or self.k2 is not None):
+            raise SlimrankError("--layout int8 keeps every feature; leave out --select, --k1 and --k2")
         if isinstance(self.k1, float) and not 0 < self.k1 <= 1:
             raise SlimrankError(f"--k1 coverage:{self.k1} must be a share of the l1 norm, above 0 and at most 1")
         for name, value in (("--k2", self.k2), ("--rescore", self.rescore), ("--probe", self.probe)):
@@ -71,7 +81,7 @@ class HeadOptions:
             raise SlimrankError("--agreement decides --rescore auto and --probe auto; add one, or leave --agreement out")
         if self.probe == "auto" and self.layout == "auto":
             raise SlimrankError("--probe auto needs a layout to try it on; add --layout tiled, or give --probe a number")
-        if self.probe and self.layout in ("dense", "gather"):
+        if self.probe and self.layout in ("dense", "gather", INT8):
             raise SlimrankError(f"--probe computes some groups of classes only, --layout {self.layout} has none; take tiled")
         if self.probe and self.adjacent:
             raise SlimrankError("--probe groups the classes that are confused with one another; leave out --adjacent")
@@ -84,9 +94,11 @@ class HeadOptions:
             raise SlimrankError("--layout tiled finds its features by co-clustering; leave out --select and --k1")
         if self.k1 is not None and self.chosen_by not in VOTING:
             raise SlimrankError(f"--k1 counts votes, --select {self.chosen_by} has none; take --select histogram")
-        if self.layout == "dense" and self.rescore:
-            raise SlimrankError("--layout dense computes every logit already; --rescore would only add to it, leave it out")
-        if self.layout in ("dense", "gather") and (self.groups or self.tile or self.adjacent):
+        if self.layout in ("dense", INT8) and self.rescore:
+            raise SlimrankError(
+                f"--layout {self.layout} computes every logit already; --rescore would only add to it, leave it out"
+            )
+        if self.layout in ("dense", "gather", INT8) and (self.groups or self.tile or self.adjacent):
             raise SlimrankError(f"--groups, --tile and --adjacent shape tiles; --layout {self.layout} has none")
 
 

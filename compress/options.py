@@ -10,7 +10,7 @@ from .head_options import HeadOptions
 from .rankers import DATA_FREE, ranker
 from .recipe import Recipe
 
-HEADS = ("auto", "linear", "gather", "tiled")
+HEADS = ("auto", "linear", "gather", "tiled", "int8")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,6 @@ class Options:
             raise SlimrankError("--select gates is for specialize: compress moves the weights that gates were trained with")
         if self.data is None and self.ranker not in DATA_FREE:
             raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
-        if self.data is None and (self.rivals or self.head in ("gather", "tiled")):
-            raise SlimrankError("--rivals and --head gather or tiled need images; add --data")
+        if self.data is None and (self.rivals or self.head in ("gather", "tiled", "int8")):
+            raise SlimrankError("--rivals and --head gather, tiled or int8 need images; add --data")
         self.recipe(max(1, self.epochs) if self.epochs >= 0 else self.epochs, self.lr).check()

@@ -39,6 +39,7 @@ from .ranking import calibration, scored
 from .recalibrate import recalibrate
 from .scores import FilterScores
 from .selection import uniform
+from .subspace import INT8
 from .surgery import prune
 from .tracing import channel_map
 
@@ -316,17 +317,23 @@ class Run:
         k1 = min(o.k1, left) if isinstance(o.k1, int) else o.k1
         k2 = min(o.k2, left) if isinstance(o.k2, int) else o.k2
         asked, judge, why = replace(o.subspaces, k1=k1, k2=k2), self.data.split("validation"), ""
+        # what the report shows where no subspaces are taken: which features each class lives on
+        cheap = replace(asked, layout="dense", fit="refit", rescore=0, only_faster=False)
         try:
             made, result = specialize(tuned, self.data, asked, judge=judge)
-        except NotFaster as told:  # the report still shows which features each class lives on
-            cheap = replace(asked, layout="dense", fit="refit", rescore=0, only_faster=False)
+        except NotFaster as told:
             made, result, why = tuned, specialize(tuned, self.data, cheap, judge=judge)[1], str(told)
+        taken, kind = f"{result.layout}; {result.note or 'asked for'}", result.layout
+        if why:
+            taken, kind = f"dense classifier kept: {why}", "linear"
+        elif kind == INT8:
+            taken = f"{taken}, {result.ratio:.1%} of its top-1"
+            result = specialize(tuned, self.data, cheap, judge=judge)[1]
         result = replace(result, indices=self.original(result.indices))
         save(made, self.out / "slim.safetensors")
         shown = f"{result.ratio:.1%} of its top-1 on validation"
-        taken = f"dense classifier kept: {why}" if why else f"{result.layout}; {result.note or 'asked for'}"
         says = f"{result.k2} of {result.features} features a class, {shown}; {taken}"
-        return {"head": "linear" if why else result.layout, "result": result.to_dict(), "says": says}
+        return {"head": kind, "result": result.to_dict(), "says": says}
 
     def export(self) -> dict[str, Any]:
         slim = load_own(self.out / "slim.safetensors", self.input)

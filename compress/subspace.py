@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import SlimrankError, near
 
 LAYOUTS = ("dense", "gather", "tiled")
+INT8 = "int8"
 
 
 def sizes(classes: int, groups: int) -> list[int]:
@@ -36,6 +37,10 @@ class SubspaceLinear(nn.Module):
     zeros (no fewer MACs), `gather` reads k features for each class and multiplies them alone, `tiled` copies each group's
     tiles and multiplies them densely, a group at a time.
 
+    `int8` is `dense` but for rounding: ONNX Runtime's dynamic quantisation, weights with one scale a class, features with
+    one for the batch (so that a logit depends, by a rounding, on the images beside it). The float weights stay in the
+    layer; training and slicing work on them.
+
     `rescore` N: the N classes with the largest subspace logits are given the logits of `full_weight` [classes, in_features]
     and `full_bias` (rows as in weight) instead: N * in_features MACs more an image.
 
@@ -58,6 +63,8 @@ class SubspaceLinear(nn.Module):
     _back: Tensor | None
     _members: Tensor
     _twice: Tensor
+    _rounded: Tensor
+    _step: Tensor
 
     def __init__(
         self,
@@ -75,8 +82,8 @@ class SubspaceLinear(nn.Module):
         probe: int = 0,
     ):
         super().__init__()
-        if layout not in LAYOUTS:
-            raise SlimrankError(f"no layout {layout!r}; {near(layout, LAYOUTS)}")
+        if layout not in (*LAYOUTS, INT8):
+            raise SlimrankError(f"no layout {layout!r}; {near(layout, (*LAYOUTS, INT8))}")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < in_features:
             raise SlimrankError(f"subspace indices must lie in 0..{in_features - 1}")
         if not 0 <= rescore <= len(weight):
@@ -89,27 +96,48 @@ class SubspaceLinear(nn.Module):
         self.in_features, self.layout, self.rescore, self.probe = in_features, layout, rescore, probe
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = nn.Parameter(bias.detach().clone())
-        self.register_buffer("index", index.detach().clone())
-        self.register_buffer("order", None if order is None else order.detach().clone())
-        self.register_buffer("reorder", None if reorder is None else reorder.detach().clone())
-        self.register_buffer("full_weight", full[0].detach().clone() if full and rescore else None)
-        self.register_buffer("full_bias", full[1].detach().clone() if full and rescore else None)
-        self.register_buffer("coarse_weight", coarse[0].detach().clone() if coarse and probe else None)
-        self.register_buffer("coarse_bias", coarse[1].detach().clone() if coarse and probe else None)
+        full, coarse = full if rescore else None, coarse if probe else None
+        self._keep(
+            index=index, order=order, reorder=reorder,
+            full_weight=full and full[0], full_bias=full and full[1],
+            coarse_weight=coarse and coarse[0], coarse_bias=coarse and coarse[1],
+        )  # fmt: skip
         self._arrange()
 
+    def _keep(self, persistent: bool = True, **tensors: Tensor | None) -> None:
+        """Buffers; what is None becomes a plain attribute, for torch.export miscounts the buffers that are None."""
+        for name, tensor in tensors.items():
+            if hasattr(self, name):
+                delattr(self, name)
+            if tensor is None:
+                setattr(self, name, None)
+            else:
+                self.register_buffer(name, tensor.detach().clone(), persistent)
+
+    def train(self, mode: bool = True) -> "SubspaceLinear":
+        if self.layout == INT8 and not mode:
+            self._round()
+        return super().train(mode)
+
+    def _round(self) -> None:
+        """The weights in int8 [features, classes], and what one step of each class is worth."""
+        weight = self.dense_weight().detach()
+        step = weight.abs().amax(1).clamp_min(1e-30) / 127
+        self._keep(False, _step=step, _rounded=(weight / step[:, None]).round().to(torch.int8).T.contiguous())
+
     def _arrange(self) -> None:
-        """What forward() needs and the index tells: the tiles' width and numbers, and each class's row."""
+        """What forward() needs and the index tells: the tiles' width and numbers, each class's row, each group's rows."""
         self.tile = self._tile()
-        self.register_buffer("_tiles", self.index[:, :: self.tile].reshape(-1) // self.tile, persistent=False)
-        self.register_buffer("_back", None if self.order is None else self.order.argsort(), persistent=False)
-        sized = torch.tensor(
-            self.sizes, device=self.index.device
-        )  # the rows of each group; a smaller group's last row stands twice
+        sized = torch.tensor(self.sizes, device=self.index.device)
         every = torch.arange(int(sized[0]), device=sized.device)
-        members = (sized.cumsum(0) - sized)[:, None] + torch.minimum(every, sized[:, None] - 1)
-        self.register_buffer("_members", members, persistent=False)
-        self.register_buffer("_twice", torch.where(every < sized[:, None], 0.0, -torch.inf), persistent=False)
+        self._keep(
+            False,
+            _tiles=self.index[:, :: self.tile].reshape(-1) // self.tile,
+            _back=None if self.order is None else self.order.argsort(),
+            # a smaller group's last row stands twice
+            _members=(sized.cumsum(0) - sized)[:, None] + torch.minimum(every, sized[:, None] - 1),
+            _twice=torch.where(every < sized[:, None], 0.0, -torch.inf),
+        )
 
     @property
     def out_features(self) -> int:
@@ -142,7 +170,7 @@ class SubspaceLinear(nn.Module):
         return t
 
     def macs(self, _input_shape: tuple[int, ...]) -> int:
-        own = self.out_features * self.in_features if self.layout == "dense" else self.weight.numel()
+        own = self.out_features * self.in_features if self.layout in ("dense", INT8) else self.weight.numel()
         if self.probe:
             own = len(self.index) * self.in_features + self.probe * self._members.shape[1] * self.index.shape[1]
         return own + self.rescore * self.in_features
@@ -151,7 +179,9 @@ class SubspaceLinear(nn.Module):
         placed = x if self.reorder is None else _moved(x, self.reorder)
         if self.probe and not self.training:
             return self._probed(placed)
-        if self.layout == "dense":
+        if self.layout == INT8 and not self.training:
+            return int8_linear(x, self._rounded, self._step, self.bias if self._back is None else self.bias[self._back])
+        if self.layout in ("dense", INT8):
             y = F.linear(x, self.dense_weight(), self.bias if self._back is None else self.bias[self._back])
             if not self.rescore:
                 return y
@@ -225,6 +255,7 @@ class SubspaceLinear(nn.Module):
             self.coarse_weight = self.coarse_weight[:, keep]
         self.in_features = int(keep.sum())
         self._arrange()
+        self.train(self.training)
 
     def extra_repr(self) -> str:
         groups = "" if len(self.index) == self.out_features else f" in {len(self.index)} groups"
@@ -258,6 +289,24 @@ def exact(x: Tensor, rows: Tensor, weight: Tensor | None, bias: Tensor | None) -
     chosen = rows.flatten()
     own = weight.index_select(0, chosen).view(-1, rows.shape[1], weight.shape[1])
     return (x.unsqueeze(1) @ own.transpose(1, 2)).squeeze(1) + bias.index_select(0, chosen).view(-1, rows.shape[1])
+
+
+def int8_linear(x: Tensor, weight: Tensor, step: Tensor, bias: Tensor) -> Tensor:
+    """x [images, m] rounded to 256 levels, times int8 weight [m, classes] of steps [classes], as ONNX Runtime does it."""
+    if torch.onnx.is_in_onnx_export():
+        shapes = (x.shape, (), ())
+        dtypes = (torch.uint8, torch.float32, torch.uint8)
+        levels, scale, zero = torch.onnx.ops.symbolic_multi_out(
+            "::DynamicQuantizeLinear", (x,), dtypes=dtypes, shapes=shapes, version=20
+        )
+        size = (x.shape[0], weight.shape[1])
+        total = torch.onnx.ops.symbolic("::MatMulInteger", (levels, weight, zero), dtype=torch.int32, shape=size, version=20)
+        return total.float() * (scale * step) + bias
+    low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
+    scale = ((high - low) / 255).clamp_min(1e-30)
+    zero = (-low / scale).round().clamp(0, 255)
+    levels = ((x / scale).round() + zero).clamp(0, 255) - zero
+    return (levels @ weight.to(x.dtype)) * (scale * step) + bias
 
 
 def _moved(x: Tensor, index: Tensor) -> Tensor:

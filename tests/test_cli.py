@@ -227,6 +227,7 @@ def test_heads_of_every_kind(capsys, tmp_path, trained):
         ("--layout", "tiled", "--groups", 3, "--tile", 1, "--k2", 8, "--rescore", "auto", "--agreement", 0.97),
         ("--layout", "tiled", "--adjacent", "--groups", 2, "--fit", "refit", "--rescore", 10, "--layer", "classifier.4"),
         ("--layout", "tiled", "--groups", 5, "--tile", 1, "--k2", 8, "--probe", "auto", "--agreement", 0.95),
+        ("--layout", "int8", "--fit", "truncate"),
     )):  # fmt: skip
         out = tmp_path / f"{number}.safetensors"
         if "--layer" in words:
@@ -250,6 +251,9 @@ def test_heads_of_every_kind(capsys, tmp_path, trained):
             assert exported["agreement"] == 1.0
         elif number == 3:
             assert found["agreement"] == 1.0
+        elif number == 5:
+            assert found["agreement"] > 0.97
+            assert found["k2"] == found["features"]
         else:
             assert 0 < found["probe"] < 5
             assert found["probe_recall"] > 0.9
@@ -367,6 +371,7 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("specialize", trained, *digits, "--layout", "gather", "--probe", 2, *out), "--probe"),
         (("specialize", trained, *digits, "--layout", "tiled", "--adjacent", "--probe", 2, *out), "--adjacent"),
         (("specialize", trained, *digits, "--probe", "auto", *out), "--layout tiled"),
+        (("specialize", trained, *digits, "--layout", "int8", "--k2", 5, *out), "keeps every feature"),
         (("specialize", trained, *digits, "--layout", "gather", "--max-drop", 0.1, *out), "--k2 auto"),
         (("prune", trained, "--ratio", 0.5, "--batch", 4, *out), "--latency and --timed"),
         (("specialize", trained, *digits, "--select", "histogram", "--k1", "coverage:2", *out), "coverage"),
