@@ -270,7 +270,7 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
         reads(verb("compress", model, data(False), budget, training(5, 0.02), subspaces, target)), "folder for the results"
     )
     made.add_argument(
-        "--head", default="auto", help="auto (default: subspaces or int8 where faster), linear, gather, tiled, int8"
+        "--head", default="auto", help="auto (default: subspaces where they are faster), linear, gather, tiled, int8"
     )
     made.add_argument("--steps", type=int, default=1, help="rank, cut and recover so many times (default 1: one-shot)")
     made.add_argument("--recover", type=int, default=1, help="epochs between steps (default 1)")

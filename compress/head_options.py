@@ -46,9 +46,12 @@ class HeadOptions:
 
     @property
     def any_layout(self) -> bool:
-        """Nothing was asked for that only subspaces have, so that the dense layer in int8 is an answer, too."""
+        """Nothing was asked for that only subspaces have, so that the dense layer in int8 is an answer, too.
+
+        Not in `compress`: the microseconds are nothing there beside the network's, and its logits stay as they are.
+        """
         return not any((
-            self.select, self.k1, self.k2, self.groups, self.tile, self.adjacent, self.rescore, self.probe,
+            self.select, self.k1, self.k2, self.groups, self.tile, self.adjacent, self.rescore, self.probe, self.only_faster,
         ))  # fmt: skip
 
     @property
