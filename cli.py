@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -335,9 +336,13 @@ def main(argv: list[str] | None = None) -> int:
 
         if args.validation.startswith("train"):
             say(SEEN)
-    print(text, file=sys.stderr if args.json else sys.stdout)
-    if args.json:
-        print(json.dumps(result))
+    try:
+        print(text, file=sys.stderr if args.json else sys.stdout)
+        if args.json:
+            print(json.dumps(result))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough, as `| head` has; the work is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -54,10 +54,10 @@ class SubspaceLinear(nn.Module):
     index: Tensor
     order: Tensor | None
     reorder: Tensor | None
-    full_weight: Tensor | None
-    full_bias: Tensor | None
-    coarse_weight: Tensor | None
-    coarse_bias: Tensor | None
+    full_weight: nn.Parameter | None
+    full_bias: nn.Parameter | None
+    coarse_weight: nn.Parameter | None
+    coarse_bias: nn.Parameter | None
     tile: int  # how many adjacent features are copied at once
     _tiles: Tensor
     _back: Tensor | None
@@ -94,14 +94,10 @@ class SubspaceLinear(nn.Module):
         if probe and (coarse is None or layout != "tiled"):
             raise SlimrankError("--probe needs groups of classes and their coarse scores; take --layout tiled")
         self.in_features, self.layout, self.rescore, self.probe = in_features, layout, rescore, probe
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = nn.Parameter(bias.detach().clone())
-        full, coarse = full if rescore else None, coarse if probe else None
-        self._keep(
-            index=index, order=order, reorder=reorder,
-            full_weight=full and full[0], full_bias=full and full[1],
-            coarse_weight=coarse and coarse[0], coarse_bias=coarse and coarse[1],
-        )  # fmt: skip
+        self.weight, self.bias = _own(weight), _own(bias)
+        self._keep(index=index, order=order, reorder=reorder)
+        self.full_weight, self.full_bias = (_own(t) for t in full) if full and rescore else (None, None)
+        self.coarse_weight, self.coarse_bias = (_own(t) for t in coarse) if coarse and probe else (None, None)
         self._arrange()
 
     def _keep(self, persistent: bool = True, **tensors: Tensor | None) -> None:
@@ -250,9 +246,9 @@ class SubspaceLinear(nn.Module):
         self.weight = nn.Parameter(self.weight.detach() * of_rows)
         self.index = new[self.index] * alive
         if self.full_weight is not None:
-            self.full_weight = self.full_weight[:, keep]
+            self.full_weight = _own(self.full_weight[:, keep])
         if self.coarse_weight is not None:
-            self.coarse_weight = self.coarse_weight[:, keep]
+            self.coarse_weight = _own(self.coarse_weight[:, keep])
         self.in_features = int(keep.sum())
         self._arrange()
         self.train(self.training)
@@ -307,6 +303,10 @@ def int8_linear(x: Tensor, weight: Tensor, step: Tensor, bias: Tensor) -> Tensor
     zero = (-low / scale).round().clamp(0, 255)
     levels = ((x / scale).round() + zero).clamp(0, 255) - zero
     return (levels @ weight.to(x.dtype)) * (scale * step) + bias
+
+
+def _own(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().clone())
 
 
 def _moved(x: Tensor, index: Tensor) -> Tensor:

@@ -261,6 +261,14 @@ def test_heads_of_every_kind(capsys, tmp_path, trained):
             assert exported["agreement"] == 1.0
 
 
+def test_a_pipe_that_closes_early_is_no_error(trained):
+    words = [sys.executable, "-m", "slimrank.cli", "inspect", str(trained)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
 @pytest.mark.parametrize("after", [1, 3, 5])
 def test_compress_killed_goes_on(tmp_path, trained, after):
     """SIGKILL after a number of stages; the second run skips them and ends with the same decisions."""
