@@ -91,7 +91,7 @@ class Stage:
             self.tile(options.k2 if isinstance(options.k2, int) else None)
         if options.groups is not None and options.groups > self.classes:
             raise SlimrankError(f"--groups is {options.groups}, the classifier has {self.classes} classes; choose fewer")
-        if options.probe and options.layout == "tiled":
+        if options.probe:
             few, again = (value if isinstance(value, int) else 1 for value in (options.probe, options.rescore))
             check_probe(few, self.groups(), again if options.probe != "auto" else 0, self.classes)
         if options.chosen_by == "gates" and options.layout != "tiled":
@@ -319,7 +319,8 @@ class Stage:
         place = (order == group[wanted][:, None]).float().argmax(1)
         held = torch.bincount(place, minlength=len(spaces.index)).cumsum(0) / len(place)
         few = int((held < 1 - allowed - 1e-9).sum()) + 1
-        self.notes.append(f"{few} groups hold {float(held[few - 1]):.1%} of the decisions on validation")
+        whose = "the dense layer's" if self.options.rescore else "all groups'"
+        self.notes.append(f"{few} of {len(held)} groups hold {float(held[few - 1]):.1%} of {whose} decisions on validation")
         return few
 
     def enough(self, head: SubspaceLinear, spaces: Subspaces, layout: str, words: dict[str, Any]) -> int:

@@ -146,7 +146,8 @@ def candidates(
                 reorder=reorder, **words,
             )  # fmt: skip
     number = groups or two_level_groups(classes)
-    if probe and probe <= number and rescore <= probe * (classes // number):
+    if probe:
+        words["rescore"] = min(rescore, probe * (classes // number))
         made[Timed(f"two levels, {probe} of {number} groups", "tiled", number, False, probe)] = shape(
             features, classes, max(tile, k // tile * tile), "tiled", groups=number, tile=tile, reorder=reorder, probe=probe,
             **words,
@@ -173,7 +174,9 @@ def fastest_first(
     if not found:
         return [], timed.to_dict(), "too few classes for groups; the dense layer is as fast as it gets"
     good = [one for one in found if one.mean > 1.05 and one.worst >= WORST]
-    return good, timed.to_dict(), "" if good else f"no layout beats the dense layer by the clock: {found[0]}"
+    told = [] if good else [f"no layout beats the dense layer by the clock: {found[0]}"]
+    told += [str(one) for one in found if one.probe and one not in good and (good or one is not found[0])]
+    return good, timed.to_dict(), "; ".join(told)
 
 
 def bench(
@@ -191,11 +194,16 @@ def bench(
         found = checkpoint.model.get_submodule(channels.classifier)
         if isinstance(found, SubspaceLinear):
             own, k, groups, tile = found, found.weight.shape[1], len(found.index), found.tile
-            rescore, probe = found.rescore or rescore, found.probe or probe
+            rescore, probe = found.rescore or rescore, (found.probe or None) if probe is None else probe
         else:
             found = classifier(checkpoint.model, channels)[1]
         features, classes = int(found.in_features), int(found.out_features)
-    for name, value in (("--features", features), ("--classes", classes), ("--rescore", rescore), ("--probe", probe or 1)):
+    for name, value in (
+        ("--features", features),
+        ("--classes", classes),
+        ("--rescore", rescore),
+        ("--probe", 1 if probe is None else probe),
+    ):
         if value < 1:
             raise SlimrankError(f"{name} is {value}, must be at least 1")
     k = max(1, features // 16) if k is None else k
@@ -213,8 +221,11 @@ def bench(
     weight, bias = linear.weight.detach(), linear.bias.detach()
     again = min(rescore, classes)
     few = min(PROBE, many) if probe is None else probe
-    if any(name.startswith("two-level") for name in layout):
+    two = any(name.startswith("two-level") for name in layout)
+    if two:
         check_probe(few, many, again if "two-level+rescore" in layout else 0, classes)
+    elif probe is not None and own is None:
+        raise SlimrankError("--probe says how many groups of a two-level head are computed; add --layout two-level")
     kinds: dict[str, Any] = {
         "svd": lambda: low_rank(weight, bias, k * classes),
         "svd+rescore": lambda: low_rank(weight, bias, k * classes, rescore=again),
@@ -247,10 +258,19 @@ def bench(
         for r in timed.results
     ]  # fmt: skip
     sizes_ = "\n".join(f"  {name:28} {macs[name]:>12,} MACs {sized[name]:>12,} bytes" for name in sized)
-    two = f"; two-level: {few} of {many} groups" if any(name.startswith("two-level") for name in layout) else ""
+    both = f"; two-level: {few} of {many} groups" if two else ""
     table = (
-        f"{features} features, {classes} classes, {k} features a class ({groups} groups, tiles of {tile}{two}); "
+        f"{features} features, {classes} classes, {k} features a class ({groups} groups, tiles of {tile}{both}); "
         f"`linear` is the dense layer\n{sizes_}\n{timed}"
     )
-    shaped = {"features": features, "classes": classes, "k": k, "groups": groups, "tile": tile, "rescore": again, "probe": few}
+    shaped = {
+        "features": features,
+        "classes": classes,
+        "k": k,
+        "groups": groups,
+        "tile": tile,
+        "rescore": again,
+        "probe": few,
+        "probe_groups": many,
+    }
     return {**shaped, "results": rows, "machine": timed.machine, "table": table}

@@ -145,18 +145,19 @@ class HeadResult:
     def __str__(self) -> str:
         votes = "" if self.k1 is None else f"k1={self.k1}, "
         shape = f" in {self.groups} groups, tiles of {self.tile}" if self.layout == "tiled" else ""
+        made = "int8" if self.layout == INT8 else "subspaces"
         lines = [
             f"{self.layer}: {self.k2} of {self.features} features a class ({self.select}, {self.fit}; {votes}"
             f"{self.images:,} training images), layout {self.layout}{shape}",
-            f"  top-1 dense {self.top1_dense:.4f} -> subspaces {self.top1_head:.4f} (r_A {self.ratio:.4f}) on {self.n:,} "
+            f"  top-1 dense {self.top1_dense:.4f} -> {made} {self.top1_head:.4f} (r_A {self.ratio:.4f}) on {self.n:,} "
             f"images, same decision on {self.agreement:.2%}",
         ]
         if self.top1_dense_trained is not None:
             lines.append(f"  the dense layer trained the same way: {self.top1_dense_trained:.4f}")
         if self.probe:
             lines.append(
-                f"  two levels: {self.probe} of {self.groups} groups computed; what all groups together decide is among them "
-                f"on {self.probe_recall:.2%}"
+                f"  two levels: {self.probe} of {self.groups} groups computed; they hold what computing all would decide on "
+                f"{self.probe_recall:.2%}"
             )
         if self.rescore:
             lines.append(f"  {self.rescore} classes rescored; the dense decision is among them on {self.shortlist_recall:.2%}")

@@ -46,7 +46,7 @@ class SubspaceLinear(nn.Module):
 
     `probe` P, layout `tiled` (the two-level head of the paper's section 6, where it is future work): of each image only
     the P groups with the largest coarse score are computed, `coarse_weight` [groups, in_features] x + `coarse_bias`; every
-    other class gets the least logit that was computed. 0: all groups. In training mode all groups are computed.
+    other class gets one less than the least logit that was. 0: all groups. In training mode all groups are computed.
     """
 
     weight: nn.Parameter
@@ -215,13 +215,15 @@ class SubspaceLinear(nn.Module):
         rows = rows.view(images, -1)
         y = (copied @ weight.transpose(1, 2)).view(images, -1) + self.bias[rows]
         classes = rows if self.order is None else self.order[rows]
-        made = y.amin(1, keepdim=True).expand(-1, self.out_features).scatter(1, classes, y)
+        least = y.amin(1, keepdim=True)
         if not self.rescore:
-            return made
+            return (least - 1).expand(-1, self.out_features).scatter(1, classes, y)
         once = y + self._twice.index_select(0, best).view(images, -1)
         chosen = once.topk(self.rescore, 1, sorted=False).indices
-        again = exact(x, rows.gather(1, chosen), self.full_weight, self.full_bias)
-        return made.scatter(1, classes.gather(1, chosen), again.to(made.dtype))
+        again = exact(x, rows.gather(1, chosen), self.full_weight, self.full_bias).to(y.dtype)
+        least = torch.minimum(least, again.amin(1, keepdim=True))
+        made = (least - 1).expand(-1, self.out_features).scatter(1, classes, y)
+        return made.scatter(1, classes.gather(1, chosen), again)
 
     def dense_weight(self) -> Tensor:
         """[classes, features], both in their own order, zero outside the subspaces."""

@@ -1,5 +1,6 @@
 """int8 weights for an ONNX file: ONNX Runtime's dynamic quantisation, activations quantised as they come."""
 
+import logging
 from pathlib import Path
 
 import onnx
@@ -13,6 +14,10 @@ def quantized(path: str | Path, out: str | Path) -> Path:
     model = onnx.load(path)
     del model.graph.value_info[:]  # shapes of weights that the quantiser transposes would be found wrong
     kinds = ["MatMul", "Gemm"]
-    with whole(Path(out)) as temporary:
-        quantize_dynamic(model, str(temporary), weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=kinds)
+    logging.disable(logging.WARNING)  # it recommends a preprocessing that does nothing for matrix products
+    try:
+        with whole(Path(out)) as temporary:
+            quantize_dynamic(model, str(temporary), weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=kinds)
+    finally:
+        logging.disable(logging.NOTSET)
     return Path(out)
