@@ -8,10 +8,9 @@ budget is MACs: the least accuracy for the most MACs goes first. Others are divi
 of different scale can be compared at all.
 
 With measured `costs` (costs.py) the order follows the clock: scope `layer` cuts a group the deeper, the more milliseconds
-its MACs take. For a budget in time the share cut goes with the time per MAC, which minimises sum(macs * share^2) at a given
-time; for other budgets with its square, so that the same MACs take more time with them; within a factor of two either way.
-Scope `global` takes comparable scores per millisecond. Conv layers lose whole blocks of the runtime, except where a block
-saves no time.
+its MACs take. The share cut goes with the time per MAC, which minimises sum(macs * share^2) at a given time, within a factor
+of two either way (its square saves more time at the same MACs, and empties whole stages where memory is slow). Scope `global`
+takes comparable scores per millisecond. Conv layers lose whole blocks of the runtime, except where a block saves no time.
 """
 
 from collections.abc import Callable, Sequence
@@ -81,7 +80,7 @@ def select(
     cost = _currency(name, model, channels, scored, costs)
     nothing = channels.removed({})
     whole = cost(nothing)
-    steps = _Order(model, channels, scores, scope, align, minimum, cost, costs, 1 if name == "latency" else 2).steps(scored)
+    steps = _Order(model, channels, scores, scope, align, minimum, cost, costs).steps(scored)
 
     def without(n: int) -> Tensor:
         gone = nothing.clone()
@@ -167,10 +166,10 @@ class _Order:
 
     def __init__(
         self, model: nn.Module, channels: ChannelMap, scores: FilterScores, scope: str, align: int, minimum: int,
-        cost: Callable[[Tensor], float], costs: Costs | None, power: int,
+        cost: Callable[[Tensor], float], costs: Costs | None,
     ):  # fmt: skip
         self.model, self.channels, self.scores, self.scope, self.align = model, channels, scores, scope, align
-        self.minimum, self.cost, self.costs, self.power = minimum, cost, costs, power
+        self.minimum, self.cost, self.costs = minimum, cost, costs
         self.nothing = channels.removed({})
 
     def steps(self, groups: list[Group]) -> list[Tensor]:
@@ -243,7 +242,7 @@ class _Order:
             return 1.0
         macs = self.saved(lambda gone: self.channels.macs(self.model, gone), group)
         share = macs / self.channels.macs(self.model, self.nothing)
-        return min(DEEPER, max(1 / DEEPER, (share / self.time(group)) ** self.power))
+        return min(DEEPER, max(1 / DEEPER, share / self.time(group)))
 
     def saved(self, cost: Callable[[Tensor], float], group: Group) -> float:
         """What one unit of a group costs."""
