@@ -6,13 +6,15 @@ covariances), so that what an image is taken for and what it is nearly taken for
 groups; the head then computes the best of them only (`SubspaceLinear`, probe).
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import Cached
 from .fitting import fit_adam
-from .subspace import sizes
+from .subspace import SubspaceLinear, sizes
 from .tiling import CHUNK, SAMPLE, assigned, dealt, ward
 
 ROUNDS = 20
@@ -66,6 +68,30 @@ def trained_scores(
     numbered = Cached(images.x, torch.arange(len(images.x)))
     fit_adam(made, loss, numbered, epochs=10, lr=2e-3, batch=256, seed=seed)
     return made.weight.detach(), made.bias.detach()
+
+
+def fewest(scores: tuple[Tensor, Tensor], order: Tensor, wanted: Tensor, x: Tensor, share: float) -> tuple[int, float]:
+    """How many groups hold the class `wanted` [images] on a share of the images x [images, features], and on what share."""
+    groups = len(scores[0])
+    group = dealt(order, torch.tensor(sizes(len(order), groups)))
+    place = (F.linear(x, *scores).argsort(1, descending=True) == group[wanted][:, None]).float().argmax(1)
+    held = torch.bincount(place, minlength=groups).cumsum(0) / len(place)
+    few = int((held < share - 1e-9).sum()) + 1
+    return few, float(held[few - 1])
+
+
+def probe_recall(head: SubspaceLinear, seen: Cached) -> float:
+    """Share of images on which the groups that are computed hold the class that all groups together decide on."""
+    whole = copy.copy(head)
+    whole.probe = 0
+    order = torch.arange(head.out_features) if head.order is None else head.order
+    group = dealt(order, torch.tensor(head.sizes))
+    hits = 0
+    with torch.inference_mode():
+        for x in seen.x.split(1000):
+            probed = head.probed(x if head.reorder is None else x[:, head.reorder])
+            hits += int((group[whole(x).argmax(1)][:, None] == probed).any(1).sum())
+    return hits / len(seen.x)
 
 
 def _centres(rows: Tensor, group: Tensor, room: Tensor) -> Tensor:

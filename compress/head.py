@@ -20,9 +20,9 @@ from .fitting import Trained, assemble, decisions, refitted, top1, trained, trun
 from .head_latency import Timed, candidates, fastest_first, two_level_groups
 from .head_options import HeadOptions, HeadResult, NotFaster, default_k
 from .layers import ChannelMap
-from .subspace import INT8, SubspaceLinear, check_probe, sizes
+from .subspace import INT8, SubspaceLinear, check_probe
 from .surgery import cut
-from .tiling import Subspaces, cocluster, dealt, fold
+from .tiling import Subspaces, cocluster, fold
 from .tracing import channel_map
 
 CACHE = 2**31  # bytes of features that training a head may hold
@@ -52,7 +52,7 @@ def specialize(
     ours = torch.cat([whole(x).argmax(1).cpu() for x, _ in images.batches()])
     before, after = (float((d == seen.labels).double().mean()) for d in (dense, ours))
     recall = shortlist_recall(head, seen, dense) if head.rescore else None
-    probed = probe_recall(head, seen) if head.probe else None
+    probed = coarse.probe_recall(head, seen) if head.probe else None
     blocks = spaces.order is not None or spaces.reorder is not None
     result = HeadResult(
         layer=stage.layer, select="all" if head.layout == INT8 else "blocks" if blocks else options.chosen_by,
@@ -305,22 +305,14 @@ class Stage:
         return high * step
 
     def few(self, head: SubspaceLinear, spaces: Subspaces, scores: tuple[Tensor, Tensor]) -> int:
-        """The fewest groups that hold what all of them decide as often as asked for, on validation.
-
-        Where classes are rescored, what the dense layer decides, and half of the misses that are allowed are left to that.
-        """
-        allowed = 1 - self.options.least_agreement
+        """The fewest groups that hold what all of them decide as often as asked for, on validation; with rescoring, what the
+        dense layer decides, and half of the misses that are allowed are left to that."""
+        wanted, allowed = decisions(head, self.judge), 1 - self.options.least_agreement
         if self.options.rescore:
             wanted, allowed = F.linear(self.judge.x, *self.target).argmax(1), allowed / 2
-        else:
-            wanted = decisions(head, self.judge)
-        group = dealt(spaces.rows(self.classes), torch.tensor(sizes(self.classes, len(spaces.index))))
-        order = F.linear(self.judge.x, *scores).argsort(1, descending=True)
-        place = (order == group[wanted][:, None]).float().argmax(1)
-        held = torch.bincount(place, minlength=len(spaces.index)).cumsum(0) / len(place)
-        few = int((held < 1 - allowed - 1e-9).sum()) + 1
+        few, held = coarse.fewest(scores, spaces.rows(self.classes), wanted, self.judge.x, 1 - allowed)
         whose = "the dense layer's" if self.options.rescore else "all groups'"
-        self.notes.append(f"{few} of {len(held)} groups hold {float(held[few - 1]):.1%} of {whose} decisions on validation")
+        self.notes.append(f"{few} of {len(spaces.index)} groups hold {held:.1%} of {whose} decisions on validation")
         return few
 
     def enough(self, head: SubspaceLinear, spaces: Subspaces, layout: str, words: dict[str, Any]) -> int:
@@ -403,17 +395,3 @@ def shortlist_recall(head: SubspaceLinear, seen: Cached, dense: Tensor) -> float
     with torch.inference_mode():
         best = torch.cat([plain(x).topk(head.rescore, 1).indices for x in seen.x.split(1000)])
     return float((best == dense[:, None]).any(1).double().mean())
-
-
-def probe_recall(head: SubspaceLinear, seen: Cached) -> float:
-    """Share of images on which the groups that are computed hold the class that all groups together decide on."""
-    whole = copy.copy(head)
-    whole.probe = 0
-    order = torch.arange(head.out_features) if head.order is None else head.order
-    group = dealt(order, torch.tensor(head.sizes))
-    hits = 0
-    with torch.inference_mode():
-        for x in seen.x.split(1000):
-            probed = head.probed(x if head.reorder is None else x[:, head.reorder])
-            hits += int((group[whole(x).argmax(1)][:, None] == probed).any(1).sum())
-    return hits / len(seen.x)
