@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .choosing import CHUNK
 from .features import Cached
 from .fitting import fit_adam
 from .subspace import SubspaceLinear, sizes
-from .tiling import CHUNK, SAMPLE, assigned, dealt, ward
+from .tiling import SAMPLE, assigned, dealt, ward
 
 ROUNDS = 20
 

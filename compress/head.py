@@ -277,15 +277,15 @@ class Stage:
         few = self.few(head, spaces, scores) if probe == "auto" and scores else int(probe)
         words: dict[str, Any] = {"probe": few, "scores": scores}
         rescore = self.enough(head, spaces, layout, words) if o.rescore == "auto" else int(o.rescore)
+        again = self.laid_out(head, spaces, layout, rescore=rescore, **words)
         if rescore:
             plain = self.laid_out(head, spaces, layout, **words)
-            again = self.laid_out(head, spaces, layout, rescore=rescore, **words)
             before, after = top1(plain, self.judge), top1(again, self.judge)
             if after < before:
                 self.notes.append(
                     f"rescoring brings the dense layer's decisions back, not better ones: top-1 {before:.4f} -> {after:.4f}"
                 )
-        return self.laid_out(head, spaces, layout, rescore=rescore, **words), spaces, training
+        return again, spaces, training
 
     def smallest(self, layout: str, groups: int, adjacent: bool, probing: bool) -> int:
         """The smallest k2 whose validation top-1 stays within --max-drop of the dense layer's, by bisection."""

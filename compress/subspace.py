@@ -44,7 +44,7 @@ class SubspaceLinear(nn.Module):
     `rescore` N: the N classes with the largest subspace logits are given the logits of `full_weight` [classes, in_features]
     and `full_bias` (rows as in weight) instead: N * in_features MACs more an image.
 
-    `probe` P, layout `tiled` (the two-level head of the paper's section 6, where it is future work): of each image only
+    `probe` P, layout `tiled` (a two-level head; the paper leaves trees to future work): of each image only
     the P groups with the largest coarse score are computed, `coarse_weight` [groups, in_features] x + `coarse_bias`; every
     other class gets one less than the least logit that was. 0: all groups. In training mode all groups are computed.
     """

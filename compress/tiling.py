@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SlimrankError
+from .choosing import CHUNK
 from .layers import ChannelMap, captured
 from .subspace import sizes
 from .surgery import replace_tensor
@@ -15,7 +16,6 @@ from .surgery import replace_tensor
 EXACT = 1024  # items that are assigned to bins at the optimum; more go greedily
 SAMPLE = 4096  # classes that the tiles are found on
 ROUNDS = 30
-CHUNK = 2**25  # numbers at once
 
 
 @dataclass(frozen=True)
