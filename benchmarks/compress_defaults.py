@@ -1,11 +1,12 @@
-"""Which ranker, scope and alignment should `compress` take? The paper's ResNet-20, CIFAR-10 (JPEG).
+"""Which ranker, scope, alignment and recipe should `compress` take? The paper's ResNet-20, CIFAR-10 (JPEG).
 
     python benchmarks/compress_defaults.py --checkpoint resnet20-12fca82f.th --data folder:cifar10-jpeg
 
 Every row: prune to a share of the MACs, fine-tune (2 epochs of 15,000 images, lr 0.05, seed 0), accuracy on validation (a
 fifth of the test split, what the choice is made on) and on the rest of it, and ONNX Runtime speedup against dense on one
-thread in one interleaved run. Rivals: the dense model fine-tuned equally long, random filters. Rows are saved as they
-come to results/compress_defaults.json; a second call goes on.
+thread in one interleaved run. `recalibrated`: BatchNorm's statistics anew before training; `taught`: distilled from the
+checkpoint. Rivals: the dense model fine-tuned equally long, random filters. Rows are saved as they come to
+results/compress_defaults.json; a second call goes on.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from pathlib import Path
 from slimrank.compress.checkpoint import load
 from slimrank.compress.finetune import train
 from slimrank.compress.rankers import RANKERS
+from slimrank.compress.ranking import calibration
+from slimrank.compress.recalibrate import recalibrate
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.selection import select
 from slimrank.compress.surgery import prune
@@ -36,7 +39,17 @@ ROWS = [
     {"ranker": "l1", "scope": "layer", "align": 8, "budget": 0.5},
     {"ranker": "l1", "scope": "layer", "align": 16, "budget": 0.75},
     {"ranker": "l1", "scope": "layer", "align": 1, "budget": 0.27},  # as fast as 0.5 aligned
+    *(
+        {"ranker": r, "scope": "layer", "align": 16, "budget": 0.5, "recalibrated": True}
+        for r in ("l1", "fpgm", "lamp", "taylor", "influential", "random")
+    ),
+    {"ranker": "dense", "taught": True},
+    *(
+        {"ranker": r, "scope": "layer", "align": 16, "budget": 0.5, "recalibrated": True, "taught": True}
+        for r in ("l1", "fpgm", "random")
+    ),
 ]
+OPTIONS = ("ranker", "scope", "align", "budget", "recalibrated", "taught")
 
 
 def main() -> None:
@@ -48,7 +61,7 @@ def main() -> None:
     stop = time.monotonic() + 60 * args.minutes
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     for options in ROWS:
-        if any(all(row.get(k) == v for k, v in options.items()) for row in found["rows"]):
+        if any({k: row[k] for k in OPTIONS if k in row} == options for row in found["rows"]):
             continue
         if time.monotonic() > stop:
             print("out of time; call again to go on")
@@ -58,7 +71,10 @@ def main() -> None:
         write_json(RESULTS, found)
 
 
-def measure(path: str, spec: str, ranker: str, scope: str = "layer", align: int = 1, budget: float = 0.5) -> dict:
+def measure(
+    path: str, spec: str, ranker: str,
+    scope: str = "layer", align: int = 1, budget: float = 0.5, recalibrated: bool = False, taught: bool = False,
+) -> dict:  # fmt: skip
     checkpoint = load(path, name="resnet20-cifar")
     data = open_data(spec, checkpoint.preprocessing, validation="test:0.2")
     some = open_data(spec, checkpoint.preprocessing, validation="test:0.2", limit=15_000).train
@@ -68,9 +84,10 @@ def measure(path: str, spec: str, ranker: str, scope: str = "layer", align: int 
         scores = RANKERS[ranker](model, channels, some.batches(), classes=10, seed=0)
         plan = select(model, channels, scores, macs=budget, scope=scope, align=align)
         model = prune(model, channels, plan, checkpoint.example(2))
+        model = recalibrate(model, calibration(data, 0)) if recalibrated else model
         row["macs"] = round(plan.macs_after / plan.macs_before, 4)
     row["test_before"] = accuracy(predictor(model), data.test.batches(), 10).top1
-    model, training = train(model, some, None, Recipe(2, 0.05, precision="fp32"))
+    model, training = train(model, some, None, Recipe(2, 0.05, precision="fp32"), teacher=checkpoint.model if taught else None)
     row["seconds"] = round(training.seconds, 1)
     row["validation"] = accuracy(predictor(model), data.validation.batches(), 10).top1
     row["test"] = accuracy(predictor(model), data.test.batches(), 10).top1

@@ -38,7 +38,7 @@ from .rankers import ranker
 from .ranking import calibration, scored
 from .recalibrate import recalibrate
 from .scores import FilterScores
-from .selection import uniform
+from .selection import guarded, uniform
 from .subspace import INT8
 from .surgery import prune
 from .tracing import channel_map
@@ -178,8 +178,7 @@ class Run:
         """The input's channels; a budget that cannot be met shows now, not after an hour."""
         channels = channel_map(self.input.model, self.input.example())
         cut = replace(self.options.cut, timed=False)
-        for layer in cut.protect:
-            channels.group(layer)
+        guarded(channels, cut.protect)
         if cut.max_drop is None and cut.latency is None:  # these two show when they are timed or tried
             planned(self.input.model, channels, FilterScores.flat("none", channels), cut, self.input.example())
         return channels
@@ -240,16 +239,21 @@ class Run:
         }  # fmt: skip
 
     def search(self, ranked: FilterScores, cut: Cut) -> tuple[Cut, list[list[float]]]:
-        """The largest cut within --max-drop; every trial is fine-tuned as the result will be."""
+        """The largest cut within --max-drop; every trial is fine-tuned as the result will be, and kept when it has ended."""
         assert self.data is not None
-        judge, o = self.data.split("validation"), self.options
+        judge, o, kept = self.data.split("validation"), self.options, self.at("trials.json")
         top1 = accuracy(predictor(self.input.model), judge.batches(), self.classes).top1
+        known = read_json(kept, "the trials") if kept.exists() else {}
 
         def trial(cut: Cut) -> float:
-            _, made = self.smaller(self.input.model, ranked, cut)
-            if o.epochs:
-                made, _ = self.tune(made, o.epochs, o.lr, taught=o.distill)
-            return accuracy(predictor(made), judge.batches(), self.classes).top1
+            share = str(cut.macs)
+            if share not in known:
+                _, made = self.smaller(self.input.model, ranked, cut)
+                if o.epochs:
+                    made, _ = self.tune(made, o.epochs, o.lr, taught=o.distill)
+                known[share] = accuracy(predictor(made), judge.batches(), self.classes).top1
+                write_json(kept, known)
+            return known[share]
 
         return within_drop(cut, trial, top1, self.say)
 

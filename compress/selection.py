@@ -70,9 +70,9 @@ def select(
         raise SlimrankError(f"--align is {align}, must be at least 1 channel")
     if minimum < 1:
         raise SlimrankError(f"--min-filters is {minimum}, must be at least 1")
-    guarded = {channels.group(layer).name for layer in protect}
-    scored = [g for g in channels.groups if g.prunable and g.name in scores.scores and g.name not in guarded]
-    if not scored and any(group.prunable and group.name not in guarded for group in channels.groups):
+    whole_groups = guarded(channels, protect)
+    scored = [g for g in channels.groups if g.prunable and g.name in scores.scores and g.name not in whole_groups]
+    if not scored and any(group.prunable and group.name not in whole_groups for group in channels.groups):
         named = ", ".join(list(scores.scores)[:3])
         raise SlimrankError(f"the scores are of other layers ({named}) than this checkpoint can lose; rank this checkpoint")
     if not scored:
@@ -123,6 +123,17 @@ def select(
         note = f"{reached:.3f} for --{name} {value}: every filter that is gone would, put back, overshoot it"
         return replace(plan, note=note)
     return plan
+
+
+def guarded(channels: ChannelMap, protect: Sequence[str]) -> set[str]:
+    """The groups of protected layers, by name. Raises SlimrankError for a layer that is not there or loses nothing anyway."""
+    groups = [(layer, channels.group(layer)) for layer in protect]
+    for layer, group in groups:
+        if not group.prunable:
+            raise SlimrankError(
+                f"--protect {layer}: no filter of it is ever cut ({group.why}); leave it out, or name another layer"
+            )
+    return {group.name for _, group in groups}
 
 
 class OutOfReach(SlimrankError):

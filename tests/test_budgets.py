@@ -58,7 +58,9 @@ def test_protected_layers_stay_whole_and_the_least_possible_is_told(resnet):
     least = float(str(told.value).rsplit(" ", 1)[1])
     select(model, channels, scores, macs=least, protect=streams)  # what is told can be had
     with pytest.raises(SlimrankError, match="not protected"):
-        select(model, channels, scores, macs=0.5, protect=[g.name for g in channels.groups])
+        select(model, channels, scores, macs=0.5, protect=[g.name for g in channels.groups if g.prunable])
+    with pytest.raises(SlimrankError, match=r"--protect linear: no filter of it is ever cut \(its outputs"):
+        select(model, channels, scores, macs=0.5, protect=["linear"])
 
 
 def test_a_budget_that_no_filter_fits_says_so():

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from slimrank.cli import main
-from slimrank.compress import models
+from slimrank.compress import models, pipeline
 from slimrank.compress.checkpoint import load, save
+from slimrank.compress.options import Options
 from slimrank.compress.training import fresh
 
 from .toy_models import Branching
@@ -306,6 +307,31 @@ def test_compress_killed_goes_on(tmp_path, trained, after):
     assert len(report["stages"]) == 8
 
 
+def test_trials_of_a_killed_compress_are_not_run_again(tmp_path, trained, monkeypatch):
+    """Killed in the third trial of --max-drop: two are remembered, and the end is that of a run never stopped."""
+    runs, tune = [], pipeline.Run.tune
+
+    def counted(self, *words, **more):
+        runs.append(more)
+        if stop_at and len(runs) == stop_at:
+            raise KeyboardInterrupt
+        return tune(self, *words, **more)
+
+    monkeypatch.setattr(pipeline.Run, "tune", counted)
+    options = Options(data="digits", max_drop=0.1, epochs=1, lr=0.05, batch=(1,))
+    stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.start(trained, tmp_path / "killed", options).finish()
+    stop_at, runs[:] = 0, []
+    again = pipeline.start(trained, tmp_path / "killed", options).finish()
+    second, runs[:] = len(runs), []
+    whole = pipeline.start(trained, tmp_path / "whole", options).finish()
+    assert second == len(runs) - 2
+    cuts = [next(s for s in report["stages"] if s["name"] == "prune") for report in (again, whole)]
+    assert cuts[0]["trials"] == cuts[1]["trials"]
+    assert cuts[0]["keep"] == cuts[1]["keep"]
+
+
 def test_bad_input(capsys, tmp_path, trained, monkeypatch):
     out = ("-o", tmp_path / "out.safetensors")
     digits = ("--data", "digits")
@@ -348,6 +374,7 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
         (("prune", trained, "--macs", 0.5, "--protect", "conv9", *out), "near ones: conv2, conv1"),
         (("prune", trained, "--macs", 0.5, "--min-filters", 0, *out), "--min-filters"),
         (("prune", trained, "--macs", 0.05, "--protect", "conv2", *out), "all of conv2, the least is"),
+        (("prune", trained, "--macs", 0.5, "--protect", "fc3", *out), "no filter of it is ever cut"),
         (("prune", trained, "--max-drop", 0.1, *out), "need images"),
         (("prune", trained, "--max-drop", 2, *digits, *out), "one point"),
         (("prune", trained, "--macs", 0.5, "--epochs", 2, *out), "slimrank finetune"),
