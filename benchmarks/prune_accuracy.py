@@ -9,8 +9,9 @@ before: every ranker, both scopes, as cut and with BatchNorm recalibrated on 2,0
 short: the best three (chosen on validation after recalibration) and random, 2 epochs of 10,000 images, with and without
 distillation from dense; long (ResNet-20): the best, 16 epochs of all 50,000 images with distillation, and the dense network
 given the same 16 epochs; longer (ResNet-20 at 2x): 24 epochs, with the teacher's share of the loss that validates best after
-the short recipe, and the dense network taught by itself as long. Validation is a fifth of the test split, test figures are of the rest; the epoch kept is the one
-that validates best. Rows are saved as they come to results/prune_accuracy.json; run again to go on.
+the short recipe, and the dense network taught by itself as long. Validation is a fifth of the test split, test figures are
+of the rest; the epoch kept is the one that validates best. Rows are saved as they come to results/prune_accuracy.json; run
+again to go on.
 """
 
 from dataclasses import replace
