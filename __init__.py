@@ -1,3 +1,3 @@
 """slimrank: rank the filters of a CNN classifier, cut those that matter least, export and time what is left."""
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"

@@ -102,7 +102,7 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     target = timing(1, 8, 32)
 
     budget = Parser(add_help=False)
-    budget.add_argument("--ranker", default=None, help=f"default l1; {RANKERS}")
+    budget.add_argument("--ranker", default=None, help=f"default fpgm; {RANKERS}")
     budget.add_argument("--ratio", type=float, help="share of filters to remove, between 0 and 1")
     budget.add_argument("--macs", type=float, help="share of MACs to keep, between 0 and 1")
     budget.add_argument("--params", type=float, help="share of parameters to keep")
@@ -209,7 +209,7 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made.add_argument("--top", type=int, default=5, help="how many best filters to compare (default 5)")
     made.add_argument("--out", "-o", type=Path, help="bar charts side by side (.svg)")
     made = writes(reads(verb("sensitivity", model, data(True))), "scores file to write (.json); the figure goes beside it")
-    made.add_argument("--ranker", default="l1", help=f"whose order filters go in (default l1); {RANKERS}")
+    made.add_argument("--ranker", help=f"whose order filters go in (default fpgm); {RANKERS}")
     made.add_argument("--layer", action="append", help="only this layer's group (repeatable)")
     made = writes(reads(verb("prune", model, data(False), budget, timing(1), training(0, 0.02))), "slim checkpoint to write")
     made.set_defaults(batch=None, threads=None, providers=None)  # given without a clock to read, they are an error

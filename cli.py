@@ -209,9 +209,10 @@ def compress(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """everything: rank, prune, fine-tune, specialise, export, bench, report"""
     from slimrank.compress.options import Options
     from slimrank.compress.pipeline import start
+    from slimrank.compress.rankers import DEFAULT
 
     options = Options(
-        data=args.data, validation=args.validation, limit=args.limit, download=args.download, ranker=args.ranker or "l1",
+        data=args.data, validation=args.validation, limit=args.limit, download=args.download, ranker=args.ranker or DEFAULT,
         ratio=args.ratio, macs=args.macs, params=args.params, latency=args.latency, max_drop=args.max_drop, scope=args.scope,
         align=args.align, protect=tuple(args.protect), min_filters=args.min_filters, timed=args.timed, steps=args.steps,
         recover=args.recover, epochs=args.epochs, lr=args.lr, augment=args.augment, label_smoothing=args.label_smoothing,

@@ -7,7 +7,7 @@ from ..evaluate.latency import check_settings
 from .choosing import GATES
 from .cutting import Cut
 from .head_options import HeadOptions
-from .rankers import DATA_FREE, ranker
+from .rankers import DATA_FREE, DEFAULT, ranker
 from .recipe import Recipe
 
 HEADS = ("auto", "linear", "gather", "tiled", "int8")
@@ -21,7 +21,7 @@ class Options:
     validation: str = "train:0.1"
     limit: int | None = None
     download: bool = False
-    ranker: str = "l1"
+    ranker: str = DEFAULT
     ratio: float | None = None
     macs: float | None = None
     params: float | None = None

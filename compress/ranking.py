@@ -23,7 +23,7 @@ from .cutting import plan as planned
 from .finetune import train
 from .gates import cut_along
 from .plan import PruningPlan
-from .rankers import DATA_FREE, ENOUGH, OPTIONS, SPLIT, ranker
+from .rankers import DATA_FREE, DEFAULT, ENOUGH, OPTIONS, SPLIT, ranker
 from .recalibrate import IMAGES, recalibrate
 from .recipe import Recipe
 from .scores import FilterScores
@@ -110,7 +110,9 @@ def prune(
         checkpoint = checkpoint.with_classes(data)
     example = checkpoint.example(2)
     channels = channel_map(checkpoint.model, example[:1])
-    ranked = FilterScores.load(scores) if scores else scored(checkpoint, ranker or "l1", data, seed=recipe.seed, device=device)
+    ranked = (
+        FilterScores.load(scores) if scores else scored(checkpoint, ranker or DEFAULT, data, seed=recipe.seed, device=device)
+    )
     checkpoint.model.to("cpu")
 
     def sliced(cut: Cut, costs: Costs | None) -> tuple[PruningPlan, nn.Module]:
@@ -172,7 +174,7 @@ def calibration(data: Data, seed: int) -> Batches:
 
 
 def measured_sensitivity(
-    checkpoint: Checkpoint, opener: Opener, out: Path, *, ranker: str, layers: list[str] | None, seed: int, device: str
+    checkpoint: Checkpoint, opener: Opener, out: Path, *, ranker: str | None, layers: list[str] | None, seed: int, device: str
 ) -> tuple[FilterScores, Path]:
     """Accuracy of each layer against its own ratio, on validation images; writes scores file and figure."""
     chart = out.with_suffix(".svg")
@@ -180,7 +182,7 @@ def measured_sensitivity(
     ready(chart)
     data = opener(checkpoint.preprocessing)
     checkpoint = checkpoint.with_classes(data)
-    ranked = scored(checkpoint, ranker, data, seed=seed, device=device)
+    ranked = scored(checkpoint, ranker or DEFAULT, data, seed=seed, device=device)
     images = data.split("validation")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     most = len(images) if data.limit is not None else ENOUGH["car"]

@@ -71,7 +71,7 @@ def rank(
         if not images:
             raise SlimrankError("no images to rank on; check --data and --limit")
     scores, silent = {}, []
-    for name in channels.chosen(layers):
+    for name in tqdm(channels.chosen(layers), desc=criterion, leave=False, disable=None):
         group = channels.group(name)
         value = CRITERIA[criterion]()(items(model, channels, group))
         if value is None:
