@@ -117,7 +117,10 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
         help="largest cut whose validation top-1, after --epochs, falls no more (0.01: one point)",
     )
     budget.add_argument(
-        "--scope", default="layer", help="layer (default): uniform shares; global: scores compared across layers"
+        "--scope",
+        default="layer",
+        help="layer (default): uniform shares, as near as whole blocks come (--align 1: exactly); global: scores are compared "
+        "across layers, a tenth of each stays",
     )
     budget.add_argument(
         "--align", type=int, help="keep conv widths at multiples of this (default: ONNX Runtime's block; 1: off)"

@@ -64,14 +64,14 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: str | Path, what: str) -> Any:
-    """The JSON object in a file, or one line that says what is wrong with it."""
+def read_json(path: str | Path, what: str, remedy: str = "make it again") -> Any:
+    """The JSON object in a file, or one line that says what is wrong with it, and what to do."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SlimrankError(f"cannot read {what} {path}: {error.strerror or error}; check the path") from error
     except ValueError as error:
-        raise SlimrankError(f"{what} {path} is not JSON ({error}); make it again") from error
+        raise SlimrankError(f"{what} {path} is not JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):
-        raise SlimrankError(f"{what} {path} holds no JSON object; make it again")
+        raise SlimrankError(f"{what} {path} holds no JSON object; {remedy}")
     return value

@@ -7,7 +7,6 @@ fits it to the tensors' shapes: no tracing, no torch-pruning, no pickle, and no 
 
 import json
 import pickle
-import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -204,7 +203,7 @@ def _read_pickle(path: Path, trust_pickle: bool) -> tuple[dict[str, Tensor], str
                 "or add --trust-pickle if you made the file yourself"
             ) from error
         raise SlimrankError(f"{path} is damaged or no PyTorch checkpoint; copy or make it again") from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # the bytes of some other file make the unpickler raise anything
         raise SlimrankError(f"{path} is damaged or no PyTorch checkpoint; copy or make it again") from error
     named = value.get("arch") if isinstance(value, dict) else None
     if isinstance(value, nn.Module):

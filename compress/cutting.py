@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ..errors import SlimrankError
 from ..evaluate.latency import check_settings, compare
 from ..export.to_onnx import export
+from ..files import read_json, write_json
 from .costs import Costs, measure
 from .layers import ChannelMap
 from .plan import PruningPlan
 from .scores import FilterScores
-from .selection import OutOfReach, runtime_block, select
+from .selection import OutOfReach, guarded, runtime_block, select, unscored
 from .surgery import cut as sliced
 from .tracing import channel_map
 
@@ -162,6 +163,8 @@ def _by_the_clock(model, channels, scores, cut: Cut, example: Tensor, costs: Cos
     note = f"measured {share:.3f} of the time for --latency {goal}"
     if abs(share / goal - 1) > 0.05:
         note += f": the nearest of {len(told)} cuts that were timed; whole blocks of channels come no nearer"
+    left = unscored(channels, scores, guarded(channels, cut.protect))
+    note += f"; {left}" if left else ""
     return replace(found, budget={**found.budget, "latency": goal, "measured": round(share, 4)}, note=note)
 
 
@@ -195,6 +198,26 @@ def time_share(dense: Path, smaller: Path, batches: Sequence[int], threads: int)
     """Time of one ONNX file over another's: geometric mean over batch sizes of medians in one interleaved run."""
     found = compare({"dense": dense, "smaller": smaller}, batches=batches, threads=(threads,))
     return prod(1 / s["speedup"] for s in found.speedups) ** (1 / len(found.speedups))
+
+
+def kept_trials(trial: Callable[[Cut], float], path: Path) -> Callable[[Cut], float]:
+    """`trial`, its results kept in a JSON file by share of the MACs: a search that was killed goes on after the last one.
+
+    Raises SlimrankError for a file that holds anything but accuracies.
+    """
+    remedy = "remove it, and its trials are run again"
+    known = read_json(path, "the trials in", remedy) if path.exists() else {}
+    if not all(isinstance(top1, float) and 0 <= top1 <= 1 for top1 in known.values()):
+        raise SlimrankError(f"{path} is damaged; {remedy}")
+
+    def kept(cut: Cut) -> float:
+        share = str(cut.macs)
+        if share not in known:
+            known[share] = trial(cut)
+            write_json(path, known)
+        return known[share]
+
+    return kept
 
 
 def within_drop(

@@ -98,3 +98,8 @@ class Options:
         if self.data is None and (self.rivals or self.head in ("gather", "tiled", "int8")):
             raise SlimrankError("--rivals and --head gather, tiled or int8 need images; add --data")
         self.recipe(max(1, self.epochs) if self.epochs >= 0 else self.epochs, self.lr).check()
+
+
+def typed(value: object) -> str:
+    """An option's value as it is given on the command line."""
+    return "its default" if value is None else ",".join(map(str, value)) if isinstance(value, list) else repr(value)

@@ -25,14 +25,14 @@ from ..export.to_onnx import export, size
 from ..files import read_json, ready, write_json, write_text
 from .checkpoint import SEEN, Checkpoint, load, save
 from .costs import Costs
-from .cutting import Cut, reached_by, within_drop
+from .cutting import Cut, kept_trials, reached_by, within_drop
 from .cutting import plan as planned
 from .evaluation import compared, onnx_metadata
 from .finetune import train
 from .head import specialize
 from .head_options import NotFaster
 from .layers import ChannelMap, stays
-from .options import Options
+from .options import Options, typed
 from .plan import PruningPlan
 from .rankers import ranker
 from .ranking import calibration, scored
@@ -61,12 +61,15 @@ def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -
         raise SlimrankError(f"cannot write into {out}: it is a file; name a folder with --out")
     state = {"asked": asked, "stages": []}
     if (out / "state.json").exists():
-        state = read_json(out / "state.json", "the state of")
-        old = state.get("asked", {})
+        anew = f"remove the folder {out} to start anew, or name another --out"
+        state = read_json(out / "state.json", "the state in", anew)
+        old = state.get("asked")
+        if not isinstance(old, dict) or not isinstance(state.get("stages"), list):
+            raise SlimrankError(f"{out / 'state.json'} is damaged; {anew}")
         for key, value in asked.items():
             if old.get(key) != value:
                 option = {"name": "model", "arguments": "model-arg"}.get(key, key.replace("_", "-"))
-                shown = ["its default" if v is None else repr(v) for v in (old.get(key), value)]
+                shown = [typed(v) for v in (old.get(key), value)]
                 what = "another checkpoint" if key == "checkpoint" else f"--{option} {shown[0]}, not {shown[1]}"
                 raise SlimrankError(f"{out} was made with {what}; name another --out, or remove the folder")
     run = Run(checkpoint, out, options, state)
@@ -196,9 +199,9 @@ class Run:
     def prune(self) -> dict[str, Any]:
         o, ranked = self.options, FilterScores.load(self.at("scores.json"))
         cut = o.cut
-        trials: list[list[float]] = []
+        tried: dict[str, Any] = {"trials": []}
         if cut.max_drop is not None:
-            cut, trials = self.search(ranked, cut)
+            cut, tried = self.search(ranked, cut)
         model, before = self.input.model, count(self.input.model, self.input.preprocessing.shape).macs
         keep: dict[str, list[int]] = {}
         for number in range(o.steps):
@@ -233,29 +236,25 @@ class Run:
         note = f" ({plan.note})" if plan.note else ""
         rounds = "" if o.steps == 1 else f" in {o.steps} steps"
         return {
-            "budget": budget, "scope": plan.scope, "keep": keep, "widths": widths, "steps": o.steps, "trials": trials,
+            "budget": budget, "scope": plan.scope, "keep": keep, "widths": widths, "steps": o.steps, **tried,
             "macs_before": before, "macs_after": plan.macs_after, "top1": top1, "note": plan.note,
             "says": f"{plan.macs_after / before:.1%} of the MACs kept{rounds}{_top1(top1)} before fine-tuning{note}",
         }  # fmt: skip
 
-    def search(self, ranked: FilterScores, cut: Cut) -> tuple[Cut, list[list[float]]]:
-        """The largest cut within --max-drop; every trial is fine-tuned as the result will be, and kept when it has ended."""
+    def search(self, ranked: FilterScores, cut: Cut) -> tuple[Cut, dict[str, Any]]:
+        """The largest cut within --max-drop, and what was tried for it; trials are kept as they end."""
         assert self.data is not None
-        judge, o, kept = self.data.split("validation"), self.options, self.at("trials.json")
+        judge, o = self.data.split("validation"), self.options
         top1 = accuracy(predictor(self.input.model), judge.batches(), self.classes).top1
-        known = read_json(kept, "the trials") if kept.exists() else {}
 
         def trial(cut: Cut) -> float:
-            share = str(cut.macs)
-            if share not in known:
-                _, made = self.smaller(self.input.model, ranked, cut)
-                if o.epochs:
-                    made, _ = self.tune(made, o.epochs, o.lr, taught=o.distill)
-                known[share] = accuracy(predictor(made), judge.batches(), self.classes).top1
-                write_json(kept, known)
-            return known[share]
+            _, made = self.smaller(self.input.model, ranked, cut)
+            if o.epochs:
+                made, _ = self.tune(made, o.epochs, o.lr, taught=o.distill)
+            return accuracy(predictor(made), judge.batches(), self.classes).top1
 
-        return within_drop(cut, trial, top1, self.say)
+        cut, trials = within_drop(cut, kept_trials(trial, self.at("trials.json")), top1, self.say)
+        return cut, {"trials": trials, "validation_top1_before": top1}
 
     def finetune(self) -> dict[str, Any]:
         pruned = load_own(self.at("pruned.safetensors"), self.input)
@@ -267,9 +266,13 @@ class Run:
         model, training = self.tune(pruned.model, o.epochs, o.lr, taught=o.distill, progress="finetune.part")
         step = {"step": "finetune", "epochs": training["epochs"], "lr": o.lr}
         save(pruned.then(model, **step), self.at("finetuned.safetensors"))
-        top1 = self.top1(model)
+        top1, missed = self.top1(model), ""
+        if o.max_drop is not None:
+            before, reached = (self.result("prune") or {})["validation_top1_before"], max(training["validation_top1"])
+            if reached < before - o.max_drop - 1e-9:
+                missed = f"; validation {before:.4f} -> {reached:.4f}, more than --max-drop {o.max_drop} allows"
         self.at("finetune.part").unlink(missing_ok=True)
-        return {"top1": top1, "training": training, "says": f"{training['epochs']} epochs{_top1(top1)}"}
+        return {"top1": top1, "training": training, "says": f"{training['epochs']} epochs{_top1(top1)}{missed}"}
 
     def rivals(self) -> dict[str, Any]:
         """The simple ways with the same data and epochs: the dense model tuned on, random filters cut, plain widths."""

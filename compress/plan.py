@@ -19,7 +19,7 @@ class PruningPlan:
     ranker: str
     widths: dict[str, list[int]] = field(default_factory=dict)  # group -> [units before, units after]
     convs: list[str] = field(default_factory=list)  # groups of conv filters, the ones that alignment is about
-    note: str = ""  # why the budget was not met more nearly
+    note: str = ""  # why the budget was not met more nearly, what was left alone
 
     def check(self, channels: ChannelMap) -> None:
         """Raise SlimrankError unless the plan fits this network."""

@@ -77,6 +77,7 @@ def select(
         raise SlimrankError(f"the scores are of other layers ({named}) than this checkpoint can lose; rank this checkpoint")
     if not scored:
         raise SlimrankError("nothing to prune: no prunable layer has scores and is not protected; `slimrank inspect` says why")
+    left = unscored(channels, scores, whole_groups)
     cost = _currency(name, model, channels, scored, costs)
     nothing = channels.removed({})
     whole = cost(nothing)
@@ -95,13 +96,12 @@ def select(
         edge = floor(1000 * (1 - share)) if name == "ratio" else ceil(1000 * share)  # what is told can be asked for
         limit = f"--ratio of at most {edge / 1000}" if name == "ratio" else f"--{name} of at least {edge / 1000}"
         kept = f" and all of {', '.join(protect)}" if protect else ""
+        few = "one filter" if minimum == 1 else f"{minimum} filters (--min-filters)"
+        few = f"a tenth of the filters, as --scope global keeps, and at least {few}" if scope == "global" else few
+        rules = f"with {few} left in each layer that can be cut{kept}{f' ({left})' if left else ''}"
         if edge >= 1000 or (name == "ratio" and edge <= 0):
-            raise SlimrankError(f"--{name} {value} is out of reach: with so many filters kept nothing can be cut at all")
-        few = "one filter" if minimum == 1 else f"{minimum} filters"
-        raise OutOfReach(
-            f"--{name} {value} is out of reach: with {few} left in each layer that can be cut{kept}, the least is a {limit}",
-            edge / 1000,
-        )
+            raise SlimrankError(f"--{name} {value} is out of reach: {rules}, nothing can be cut at all")
+        raise OutOfReach(f"--{name} {value} is out of reach: {rules}, the least is a {limit}", edge / 1000)
     while low < high:  # fewest removals that meet the target
         middle = (low + high) // 2
         low, high = (low, middle) if cost(without(middle)) <= target else (middle + 1, high)
@@ -118,11 +118,11 @@ def select(
                 gone = back
     plan = _plan(model, channels, scored, gone, scores.ranker, scope, {name: value, "align": align})
     reached = cost(gone) / whole
+    notes = [left] if left else []
     if cost(gone) < (1 - NEAR) * target:
         reached = 1 - reached if name == "ratio" else reached
-        note = f"{reached:.3f} for --{name} {value}: every filter that is gone would, put back, overshoot it"
-        return replace(plan, note=note)
-    return plan
+        notes.insert(0, f"{reached:.3f} for --{name} {value}: every filter that is gone would, put back, overshoot it")
+    return replace(plan, note="; ".join(notes))
 
 
 def guarded(channels: ChannelMap, protect: Sequence[str]) -> set[str]:
@@ -134,6 +134,13 @@ def guarded(channels: ChannelMap, protect: Sequence[str]) -> set[str]:
                 f"--protect {layer}: no filter of it is ever cut ({group.why}); leave it out, or name another layer"
             )
     return {group.name for _, group in groups}
+
+
+def unscored(channels: ChannelMap, scores: FilterScores, protected: set[str]) -> str:
+    """What stays whole for want of scores, in words; empty where all that may be cut has them."""
+    names = [g.name for g in channels.groups if g.prunable and g.name not in protected and g.name not in scores.scores]
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+    return f"no scores for {shown}: left whole" if names else ""
 
 
 class OutOfReach(SlimrankError):

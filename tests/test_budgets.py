@@ -1,5 +1,7 @@
 """Budgets that need a clock or a trial, costs, sensitivity. Nothing here asserts a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,6 +61,17 @@ def test_protected_layers_stay_whole_and_the_least_possible_is_told(resnet):
     select(model, channels, scores, macs=least, protect=streams)  # what is told can be had
     with pytest.raises(SlimrankError, match="not protected"):
         select(model, channels, scores, macs=0.5, protect=[g.name for g in channels.groups if g.prunable])
+    with pytest.raises(SlimrankError, match=r"a tenth of the filters, as --scope global keeps.* the least is a --macs"):
+        select(model, channels, scores, macs=0.005, scope="global")
+    with pytest.raises(SlimrankError, match=r"with 100 filters \(--min-filters\) left .* nothing can be cut at all"):
+        select(model, channels, scores, macs=0.5, minimum=100)
+    few = replace(scores, scores={"layer3.2.conv1": scores.scores["layer3.2.conv1"]})
+    assert (
+        "no scores for conv1, layer1.0.conv1, layer1.1.conv1 and 8 more: left whole"
+        in select(model, channels, few, macs=0.98).note
+    )
+    with pytest.raises(SlimrankError, match=r"no scores for conv1, .* and 8 more: left whole\), the least is"):
+        select(model, channels, few, macs=0.5)
     with pytest.raises(SlimrankError, match=r"--protect linear: no filter of it is ever cut \(its outputs"):
         select(model, channels, scores, macs=0.5, protect=["linear"])
 

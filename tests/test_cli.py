@@ -18,6 +18,7 @@ from slimrank.compress import models, pipeline
 from slimrank.compress.checkpoint import load, save
 from slimrank.compress.options import Options
 from slimrank.compress.training import fresh
+from slimrank.errors import SlimrankError
 
 from .toy_models import Branching
 
@@ -322,6 +323,13 @@ def test_trials_of_a_killed_compress_are_not_run_again(tmp_path, trained, monkey
     stop_at = 3
     with pytest.raises(KeyboardInterrupt):
         pipeline.start(trained, tmp_path / "killed", options).finish()
+    kept = tmp_path / "killed" / "stages" / "trials.json"
+    told = kept.read_text()
+    for wrong in ('{"0.5": 99.0}', '{"0.5": "0.9"}', '{"0.5": NaN}', "[1]", told[:9]):
+        kept.write_text(wrong)
+        with pytest.raises(SlimrankError, match="remove it, and its trials are run again"):
+            pipeline.start(trained, tmp_path / "killed", options).finish()
+    kept.write_text(told)
     stop_at, runs[:] = 0, []
     again = pipeline.start(trained, tmp_path / "killed", options).finish()
     second, runs[:] = len(runs), []
@@ -330,6 +338,9 @@ def test_trials_of_a_killed_compress_are_not_run_again(tmp_path, trained, monkey
     cuts = [next(s for s in report["stages"] if s["name"] == "prune") for report in (again, whole)]
     assert cuts[0]["trials"] == cuts[1]["trials"]
     assert cuts[0]["keep"] == cuts[1]["keep"]
+    (tmp_path / "whole" / "state.json").write_text('{"asked": [], "stages": []}')
+    with pytest.raises(SlimrankError, match="remove the folder"):
+        pipeline.start(trained, tmp_path / "whole", options)
 
 
 def test_bad_input(capsys, tmp_path, trained, monkeypatch):
@@ -341,8 +352,10 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
     assert main(["export", str(trained), "-o", str(onnx)]) == 0
     capsys.readouterr()
     torch.save(models.build("lenet5").state_dict(), tmp_path / "foreign.pt")
+    (tmp_path / "log.txt").write_text("baseline       4.0 s  40,551,040 MACs\nrank           0.0 s\n")
     cases = [
         (("inspect", tmp_path / "missing.pt"), "no checkpoint at"),
+        (("inspect", tmp_path / "log.txt"), "no PyTorch checkpoint"),
         (("inspect", tmp_path / "foreign.pt", "--model", "lenet"), "lenet5"),
         (("inspect", tmp_path / "foreign.pt", "--model", "nowhere.at:all"), "cannot import"),
         (("evaluate", tmp_path / "foreign.pt", "--model", "lenet5", "--data", "digitz"), "digits"),
