@@ -271,7 +271,7 @@ def test_a_pipe_that_closes_early_is_no_error(trained):
     assert process.wait() == 0
 
 
-@pytest.mark.parametrize("after", [1, 3, 5])
+@pytest.mark.parametrize("after", [1, 5])
 def test_compress_killed_goes_on(tmp_path, trained, after):
     """SIGKILL after a number of stages; the second run skips them and ends with the same decisions."""
     out = tmp_path / "run"

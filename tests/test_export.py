@@ -94,7 +94,7 @@ def test_low_rank_and_int8_rivals(tmp_path):
     full = low_rank(weight, bias, 30 * (96 + 30))
     torch.testing.assert_close(full(x).detach(), linear(x).detach(), rtol=1e-4, atol=1e-4)
     moments = x.double().mean(0), torch.cov(x.double().T, correction=0)
-    errors = [float((low_rank(weight, bias, 1000, m)(x) - linear(x)).square().mean()) for m in (None, moments)]
+    errors = [float((low_rank(weight, bias, 1000, m)(x) - linear(x)).detach().square().mean()) for m in (None, moments)]
     assert errors[1] < errors[0]  # the logits' low rank, not the weights'
     again = low_rank(weight, bias, 1000, rescore=30)
     torch.testing.assert_close(again(x).detach(), linear(x).detach(), rtol=1e-4, atol=1e-3)

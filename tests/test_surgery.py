@@ -61,7 +61,8 @@ def few(group, n=3):
 )
 def test_masked_equals_sliced_for_every_group(name, size):
     torch.manual_seed(0)
-    assert check(lively(models.build(name)), size, few) > 5
+    picks = few if name != "densenet121" else lambda group: few(group)[1:]  # 120 groups: each cut once
+    assert check(lively(models.build(name)), size, picks) > 5
 
 
 def test_every_residual_stream_filter_of_resnet20():
