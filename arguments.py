@@ -119,8 +119,8 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     budget.add_argument(
         "--scope",
         default="layer",
-        help="layer (default): uniform shares, as near as whole blocks come (--align 1: exactly); global: scores are compared "
-        "across layers, a tenth of each stays",
+        help="layer (default): uniform shares, as near as whole blocks come (--align 1: to a filter); global: scores "
+        "are compared across layers, a tenth of each stays",
     )
     budget.add_argument(
         "--align", type=int, help="keep conv widths at multiples of this (default: ONNX Runtime's block; 1: off)"

@@ -203,8 +203,9 @@ def _read_pickle(path: Path, trust_pickle: bool) -> tuple[dict[str, Tensor], str
                 "or add --trust-pickle if you made the file yourself"
             ) from error
         raise SlimrankError(f"{path} is damaged or no PyTorch checkpoint; copy or make it again") from error
-    except Exception as error:  # the bytes of some other file make the unpickler raise anything
-        raise SlimrankError(f"{path} is damaged or no PyTorch checkpoint; copy or make it again") from error
+    except Exception as error:  # of other bytes the unpickler makes Index-, Type-, Assertion- or struct.error, too
+        reason = f"{type(error).__name__}: {str(error)[:100]}".splitlines()[0]
+        raise SlimrankError(f"{path} is damaged or no PyTorch checkpoint ({reason}); copy or make it again") from error
     named = value.get("arch") if isinstance(value, dict) else None
     if isinstance(value, nn.Module):
         value = value.state_dict()

@@ -338,6 +338,11 @@ def test_trials_of_a_killed_compress_are_not_run_again(tmp_path, trained, monkey
     cuts = [next(s for s in report["stages"] if s["name"] == "prune") for report in (again, whole)]
     assert cuts[0]["trials"] == cuts[1]["trials"]
     assert cuts[0]["keep"] == cuts[1]["keep"]
+    lied = tmp_path / "lied" / "stages" / "trials.json"
+    lied.parent.mkdir(parents=True)
+    lied.write_text(json.dumps({str(1 / 2**n): 1.0 for n in range(1, 5)}))  # each cut looks harmless: the deepest is taken
+    tuned = next(s for s in pipeline.start(trained, tmp_path / "lied", options).finish()["stages"] if s["name"] == "finetune")
+    assert "more than --max-drop 0.1 allows" in tuned["says"]
     (tmp_path / "whole" / "state.json").write_text('{"asked": [], "stages": []}')
     with pytest.raises(SlimrankError, match="remove the folder"):
         pipeline.start(trained, tmp_path / "whole", options)
