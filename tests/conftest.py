@@ -51,3 +51,14 @@ def mnist(tmp_path_factory) -> Path:
         with gzip.open(packed) as source, open(raw / packed.stem, "wb") as target:
             shutil.copyfileobj(source, target)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A LeNet on digits, trained for a moment."""
+    from slimrank.cli import main
+
+    path = tmp_path_factory.mktemp("trained") / "lenet.safetensors"
+    words = ["train", "--model", "lenet5", "--data", "digits", "--epochs", "3", "--lr", "0.05", "-o", str(path)]
+    assert main(words) == 0
+    return path
