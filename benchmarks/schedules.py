@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from rows import OutOfTime, Rows
 
-COMPRESS = ["--head", "linear", "--macs", "0.5", "--align", "1", "--lr", "0.02", "--batch", "1"]
+COMPRESS = ["--ranker", "l1", "--head", "linear", "--macs", "0.5", "--align", "1", "--lr", "0.02", "--batch", "1"]
 ROWS = {
     "one-shot": ["--epochs", "4"],
     "three steps": ["--steps", "3", "--recover", "1", "--epochs", "2"],
@@ -61,7 +61,7 @@ def main() -> None:
         return {**top1, "says": stage["says"], "train_seconds": round(stage["seconds"]), "seconds": found["wall"]}
 
     def cut(*words: str) -> dict:
-        found = verb("prune", *words)
+        found = verb("prune", "--ranker", "l1", *words)
         kept = {"top1": found["top1_after"], "macs": found["macs_after"] / found["macs_before"], "seconds": found["wall"]}
         return {**kept, **{k: found[k] for k in ("trials", "validation_top1_before") if k in found}}
 

@@ -20,7 +20,7 @@ RANKERS = {
     "random": random.rank,
     **torch_pruning_criteria.RANKERS,
 }
-DEFAULT = "fpgm"  # of those that need no images and no time, the best before tuning on both of benchmarks/prune_accuracy.py
+DEFAULT = "fpgm"  # of those that need no images, the best before tuning on both networks of benchmarks/prune_accuracy.py
 DATA_FREE = ("l1", "random", "bn-scale", "fpgm", "lamp")
 # The split that a ranker reads: what is learned or counted for a class is learned in training; accuracy there would be memory.
 SPLIT = {"influential": "train", "switch": "train", "taylor": "train", "car": "validation", "shapley": "validation"}
