@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.checkpoint import load
 from slimrank.compress.finetune import train
 from slimrank.compress.rankers import RANKERS
@@ -23,7 +24,6 @@ from slimrank.compress.recalibrate import recalibrate
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.selection import select
 from slimrank.compress.surgery import prune
-from slimrank.compress.tracing import channel_map
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import compare

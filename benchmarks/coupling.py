@@ -18,11 +18,11 @@ import torch.nn.functional as F
 import torch_pruning
 from torch import nn
 
+from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.checkpoint import load
-from slimrank.compress.layers import masked
 from slimrank.compress.models import PadShortcut
 from slimrank.compress.surgery import cut
-from slimrank.compress.tracing import channel_map
 
 RESULTS = Path(__file__).parent / "results" / "coupling.json"
 STREAMS = {"conv1": 16, "layer2.0.conv2": 32, "layer3.0.conv2": 64}

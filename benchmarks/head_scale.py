@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from rows import Rows
 
+from slimrank.compress.channels.features import Cached, Moments
 from slimrank.compress.choosing import centred, saliency
 from slimrank.compress.coarse import confusable, probe_recall, trained_scores
-from slimrank.compress.features import Cached, Moments
 from slimrank.compress.fitting import assemble, refitted
 from slimrank.compress.head_latency import low_rank
 from slimrank.compress.tiling import cocluster, dealt

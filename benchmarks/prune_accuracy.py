@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from rows import RESULTS, OutOfTime, Rows, two_networks
 
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.checkpoint import load, save
 from slimrank.compress.finetune import train
 from slimrank.compress.rankers import DATA_FREE, ENOUGH, RANKERS, SPLIT
@@ -28,7 +29,6 @@ from slimrank.compress.recipe import Recipe
 from slimrank.compress.scores import FilterScores
 from slimrank.compress.selection import select
 from slimrank.compress.surgery import prune
-from slimrank.compress.tracing import channel_map
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 

@@ -19,6 +19,7 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.compress import models
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.checkpoint import load
 from slimrank.compress.cutting import Cut, plan
 from slimrank.compress.finetune import train
@@ -28,7 +29,6 @@ from slimrank.compress.ranking import calibration
 from slimrank.compress.recalibrate import recalibrate
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.surgery import prune
-from slimrank.compress.tracing import channel_map
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import compare, machine

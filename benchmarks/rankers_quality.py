@@ -15,6 +15,7 @@ import argparse
 import torch
 from rows import RESULTS, OutOfTime, Rows
 
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.checkpoint import load
 from slimrank.compress.finetune import train
 from slimrank.compress.rankers import DATA_FREE, ENOUGH, RANKERS, SPLIT
@@ -22,7 +23,6 @@ from slimrank.compress.recipe import Recipe
 from slimrank.compress.scores import FilterScores
 from slimrank.compress.selection import select
 from slimrank.compress.surgery import prune
-from slimrank.compress.tracing import channel_map
 from slimrank.compress.training import fresh
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data

@@ -19,11 +19,11 @@ import time
 import torch
 from rows import OutOfTime, Rows
 
+from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.checkpoint import load
 from slimrank.compress.coalitions import Coalitions
-from slimrank.compress.layers import masked
 from slimrank.compress.rankers import car, shapley
-from slimrank.compress.tracing import channel_map
 from slimrank.evaluate.data import open_data
 
 GREEDY = {"layer3.2.conv1": 32, "layer3.0.conv1": 32}

@@ -21,11 +21,11 @@ import torch
 from rows import OutOfTime, Rows
 from torch import Tensor, nn
 
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.finetune import train
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.regularizers import BlockNorm, without_vanished
 from slimrank.compress.responses import Responses
-from slimrank.compress.tracing import channel_map
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.concepts import Concepts, generate
 from slimrank.evaluate.data import Preprocessing, open_data

@@ -27,10 +27,10 @@ from rows import OutOfTime, Rows
 
 from slimrank.cli import main as slimrank
 from slimrank.compress import models
+from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.checkpoint import load
-from slimrank.compress.layers import masked
 from slimrank.compress.surgery import cut
-from slimrank.compress.tracing import channel_map
 from slimrank.evaluate.data import Preprocessing, open_data
 
 HERE = Path(__file__).parent

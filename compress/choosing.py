@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SlimrankError, near
-from .features import Moments, Votes
+from .channels.features import Moments, Votes
 
 SELECTS = ("histogram", "contribution", "omp", "weights", "weights+histogram")
 GATES = "gates"  # chosen by gates.py

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .channels.features import Batches, Moments, Votes
 from .choosing import centred
-from .features import Batches, Moments, Votes
 
 DRAWS = 5  # of noise for each image
 

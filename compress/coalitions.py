@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import SlimrankError
-from .layers import ChannelMap
+from .channels.groups import ChannelMap
 from .split import split
 
 MEMORY = 2 * 2**30  # bytes

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .channels.features import Cached
 from .choosing import CHUNK
-from .features import Cached
 from .fitting import fit_adam
 from .subspace import SubspaceLinear, sizes
 from .tiling import SAMPLE, assigned, dealt, ward

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..evaluate.kernels import matrices, profile
 from ..export.to_onnx import export
-from .layers import CONVS, ChannelMap, Group, stays
+from .channels.groups import CONVS, ChannelMap, Group, stays
 from .surgery import cut
 
 COPIES = 6

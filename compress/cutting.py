@@ -17,13 +17,13 @@ from ..errors import SlimrankError
 from ..evaluate.latency import check_settings, compare
 from ..export.to_onnx import export
 from ..files import read_json, write_json
+from .channels.groups import ChannelMap
+from .channels.tracing import channel_map
 from .costs import Costs, measure
-from .layers import ChannelMap
 from .plan import PruningPlan
 from .scores import FilterScores
 from .selection import OutOfReach, guarded, runtime_block, select, unscored
 from .surgery import cut as sliced
-from .tracing import channel_map
 
 BUDGETS = ("ratio", "macs", "params", "latency", "max_drop")
 ROUNDS = 8  # of promise and measurement

@@ -24,17 +24,17 @@ from ..evaluate.dissection import Dissection, dissect
 from ..evaluate.explain_page import html
 from ..files import ready, write_json, write_text
 from . import gates
+from .channels.features import Moments, Votes, classifier, features, survey
+from .channels.groups import ChannelMap
+from .channels.tracing import channel_map
 from .checkpoint import Checkpoint
 from .classwise import Means, class_features, noise_test, overlap
-from .features import Moments, Votes, classifier, features, survey
 from .filterwise import Survey, colour_order, kernel_colour, redundancy
 from .filterwise import survey as watched
 from .head_options import default_k
-from .layers import ChannelMap
 from .rankers import car
 from .responses import Responses
 from .scores import FilterScores
-from .tracing import channel_map
 
 LAYERS = 4  # groups that are looked at unless --layer names others
 IMAGES = 500  # validation images that filters are scored and watched on, without --limit

@@ -18,11 +18,11 @@ from ..errors import SlimrankError
 from ..evaluate.accuracy import accuracy, predictor
 from ..evaluate.data import Images
 from ..files import whole
-from .features import classifier
+from .channels.features import classifier
+from .channels.tracing import channel_map
 from .gates import Gates
 from .recipe import Recipe
 from .regularizers import Regularizer
-from .tracing import channel_map
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import SlimrankError, near
+from .channels.features import Cached, Moments
 from .choosing import CHUNK
-from .features import Cached, Moments
 from .subspace import SubspaceLinear, sizes
 from .tiling import Subspaces
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SlimrankError
-from .features import features
-from .layers import ChannelMap, stays
+from .channels.features import features
+from .channels.groups import ChannelMap, stays
 
 RATE = 100.0
 LAMBDA, DENSITY = 1e-3, 0.2

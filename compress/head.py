@@ -13,17 +13,17 @@ from ..errors import SlimrankError
 from ..evaluate.accuracy import predictor
 from ..evaluate.data import Data, Images
 from . import coarse, gates
+from .channels.features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
+from .channels.groups import ChannelMap
+from .channels.tracing import channel_map
 from .checkpoint import Checkpoint
 from .choosing import VOTING, centred, choose, saliency
-from .features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
 from .fitting import Trained, assemble, decisions, refitted, top1, trained, truncated
 from .head_latency import Timed, candidates, fastest_first, two_level_groups
 from .head_options import HeadOptions, HeadResult, NotFaster, default_k
-from .layers import ChannelMap
 from .subspace import INT8, SubspaceLinear, check_probe
 from .surgery import cut
 from .tiling import Subspaces, cocluster, fold
-from .tracing import channel_map
 
 CACHE = 2**31  # bytes of features that training a head may hold
 WIDTH = 16  # channels that ONNX Runtime pays for together: unread features are cut in such steps

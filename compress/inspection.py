@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..evaluate.macs import Macs, count
+from .channels.tracing import channel_map
 from .checkpoint import Checkpoint
 from .costs import measure, unit_step
 from .selection import runtime_block
-from .tracing import channel_map
 
 
 @dataclass(frozen=True)

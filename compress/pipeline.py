@@ -23,6 +23,8 @@ from ..evaluate.macs import count
 from ..evaluate.report import html
 from ..export.to_onnx import export, size
 from ..files import read_json, ready, write_json, write_text
+from .channels.groups import ChannelMap, stays
+from .channels.tracing import channel_map
 from .checkpoint import SEEN, Checkpoint, load, save
 from .costs import Costs
 from .cutting import Cut, kept_trials, reached_by, within_drop
@@ -31,7 +33,6 @@ from .evaluation import compared, onnx_metadata
 from .finetune import train
 from .head import specialize
 from .head_options import NotFaster
-from .layers import ChannelMap, stays
 from .options import Options, typed
 from .plan import PruningPlan
 from .rankers import ranker
@@ -41,7 +42,6 @@ from .scores import FilterScores
 from .selection import guarded, uniform
 from .subspace import INT8
 from .surgery import prune
-from .tracing import channel_map
 
 
 def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -> "Run":

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from ..errors import SlimrankError
-from .layers import ChannelMap, stays
+from .channels.groups import ChannelMap, stays
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ..evaluate.macs import count
 from ..evaluate.plots import bars, curves
 from ..files import ready, write_text
 from . import surgery
+from .channels.tracing import channel_map
 from .checkpoint import Checkpoint, save
 from .costs import Costs
 from .cutting import Cut, within_drop
@@ -28,7 +29,6 @@ from .recalibrate import IMAGES, recalibrate
 from .recipe import Recipe
 from .scores import FilterScores
 from .sensitivity import sensitivity
-from .tracing import channel_map
 
 Opener = Callable[[Preprocessing], Data]
 

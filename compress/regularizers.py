@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SlimrankError
-from .layers import CONVS, ChannelMap, Group, captured
+from .channels.groups import CONVS, ChannelMap, Group, captured
 from .subspace import sizes
 from .surgery import cut
 

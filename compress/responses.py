@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SlimrankError
-from .layers import CONVS, ChannelMap, captured
+from .channels.groups import CONVS, ChannelMap, captured
 
 
 class Responses:

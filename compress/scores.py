@@ -9,7 +9,7 @@ import torch
 
 from ..errors import SlimrankError
 from ..files import read_json, write_json
-from .layers import ChannelMap
+from .channels.groups import ChannelMap
 
 
 @dataclass(frozen=True)

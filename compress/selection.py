@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SlimrankError, near
+from .channels.groups import CONVS, ChannelMap, Group
 from .costs import GRAIN, Costs, unit_step
-from .layers import CONVS, ChannelMap, Group
 from .plan import PruningPlan
 from .scores import FilterScores
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import SlimrankError
-from .layers import CONVS, ChannelMap
+from .channels.groups import CONVS, ChannelMap
 
 
 class Site(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SlimrankError
-from .layers import CONVS, ChannelMap, masked, stays
+from .channels.groups import CONVS, ChannelMap, masked, stays
 from .plan import PruningPlan
 
 

@@ -9,12 +9,12 @@ from ..errors import SlimrankError
 from ..evaluate.data import Data
 from ..evaluate.plots import heat
 from ..files import write_text
+from .channels.features import Moments, Votes, cached, classifier, features
+from .channels.tracing import channel_map
 from .checkpoint import Checkpoint
 from .choosing import centred
-from .features import Moments, Votes, cached, classifier, features
 from .fitting import assemble, refitted, top1, truncated
 from .tiling import Subspaces
-from .tracing import channel_map
 
 
 @dataclass(frozen=True)

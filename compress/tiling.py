@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SlimrankError
+from .channels.groups import ChannelMap, captured
 from .choosing import CHUNK
-from .layers import ChannelMap, captured
 from .subspace import sizes
 from .surgery import replace_tensor
 

@@ -11,12 +11,12 @@ from ..errors import SlimrankError
 from ..evaluate.accuracy import accuracy, predictor
 from ..evaluate.data import Data, Preprocessing
 from . import gates, models
+from .channels.features import classifier
+from .channels.tracing import channel_map
 from .checkpoint import Checkpoint, load, save
-from .features import classifier
 from .finetune import train
 from .recipe import Recipe
 from .regularizers import BlockNorm, without_vanished
-from .tracing import channel_map
 
 __all__ = ["finetune", "fresh", "from_scratch_or_checkpoint", "save"]
 Opener = Callable[[Preprocessing], Data]

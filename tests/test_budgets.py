@@ -7,15 +7,15 @@ import torch
 
 from slimrank.compress import costs as costing
 from slimrank.compress import cutting, models
+from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.costs import Costs
 from slimrank.compress.cutting import Cut, plan, within_drop
-from slimrank.compress.layers import masked
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.scores import FilterScores
 from slimrank.compress.selection import select
 from slimrank.compress.sensitivity import sensitivity
 from slimrank.compress.surgery import prune
-from slimrank.compress.tracing import channel_map
 from slimrank.errors import SlimrankError
 from slimrank.export.to_onnx import export
 

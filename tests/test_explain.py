@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from slimrank.compress.channels.features import Moments, Votes
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.classwise import Means, class_features, membership, noise_test, overlap, pairwise_information
-from slimrank.compress.features import Moments, Votes
 from slimrank.compress.filterwise import colour_order, greyed, kernel_colour, redundancy
 from slimrank.compress.models import CifarResnet, Lenet5
 from slimrank.compress.responses import Responses
-from slimrank.compress.tracing import channel_map
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.concepts import generate
 from slimrank.evaluate.data import Preprocessing

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slimrank.compress import gates
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.gates import Csg, projected
 from slimrank.compress.models import CifarResnet, Lenet5
 from slimrank.compress.recipe import Recipe
@@ -22,7 +23,6 @@ from slimrank.compress.regularizers import (
     omega,
     without_vanished,
 )
-from slimrank.compress.tracing import channel_map
 from slimrank.errors import SlimrankError
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slimrank.compress import models
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.checkpoint import load
 from slimrank.compress.coalitions import Coalitions
 from slimrank.compress.compare import compare
@@ -19,7 +20,6 @@ from slimrank.compress.rankers import DATA_FREE, RANKERS, SPLIT, car, shapley, s
 from slimrank.compress.rankers.torch_pruning_criteria import CRITERIA
 from slimrank.compress.scores import FilterScores
 from slimrank.compress.selection import select
-from slimrank.compress.tracing import channel_map
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 

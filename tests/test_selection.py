@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimrank.compress import models
-from slimrank.compress.features import vote
+from slimrank.compress.channels.features import vote
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.plan import PruningPlan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.influential import rank as influential
 from slimrank.compress.scores import FilterScores
 from slimrank.compress.selection import select, uniform
 from slimrank.compress.surgery import prune
-from slimrank.compress.tracing import channel_map
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.macs import count
 
@@ -106,7 +106,7 @@ def test_influential_is_algorithm_1_at_the_classifier(resnet):
     model, channels = resnet
     x, labels = torch.randn(40, 3, 32, 32), torch.arange(40) % 10
     ranked = influential(model, channels, [(x[:25], labels[:25]), (x[25:], labels[25:])], classes=10, k1=5)
-    from slimrank.compress.features import features
+    from slimrank.compress.channels.features import features
 
     read = list(features(model, "linear", [(x, labels)]))
     votes = vote(read, 10, 5).histogram.sum(0)

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slimrank.compress import models
+from slimrank.compress.channels.features import Cached, Coverage, Moments, Votes, cached, features, survey, vote
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.checkpoint import load
 from slimrank.compress.choosing import SELECTS, centred, choose, pursuit, saliency
 from slimrank.compress.coarse import confusable, mean_scores, trained_scores
-from slimrank.compress.features import Cached, Coverage, Moments, Votes, cached, features, survey, vote
 from slimrank.compress.fitting import assemble, refitted, top1, trained, truncated
 from slimrank.compress.head import with_head
 from slimrank.compress.subspace import LAYOUTS, SubspaceLinear, sizes
 from slimrank.compress.tiling import Subspaces, assigned, cocluster, fold
-from slimrank.compress.tracing import channel_map
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 
@@ -293,7 +293,7 @@ def test_cutting_features_is_masking_them():
 
 
 def test_a_specialised_network_can_be_pruned():
-    from slimrank.compress.layers import masked
+    from slimrank.compress.channels.groups import masked
     from slimrank.compress.surgery import cut
 
     torch.manual_seed(0)

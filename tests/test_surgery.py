@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from slimrank.compress import models
-from slimrank.compress.layers import masked
+from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.surgery import cut
-from slimrank.compress.tracing import channel_map
 
 from .reference import masked_by_weights
 

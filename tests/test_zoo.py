@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from slimrank.compress import models
+from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.checkpoint import Checkpoint, load, save
-from slimrank.compress.layers import masked
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.selection import select
 from slimrank.compress.surgery import prune
-from slimrank.compress.tracing import channel_map
 from slimrank.evaluate.data import Preprocessing
 from slimrank.evaluate.latency import Runner
 from slimrank.evaluate.macs import count

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...errors import SlimrankError
+from ..channels.groups import ChannelMap
 from ..coalitions import MEMORY, Coalitions
-from ..layers import ChannelMap
 from ..scores import FilterScores
 
 

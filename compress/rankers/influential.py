@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...errors import SlimrankError
-from ..features import vote
-from ..layers import ChannelMap, captured
+from ..channels.features import vote
+from ..channels.groups import ChannelMap, captured
 from ..scores import FilterScores
 
 SHARE = 0.25  # of a group's units each image votes for, unless k1 is given

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from ..layers import ChannelMap
+from ..channels.groups import ChannelMap
 from ..scores import FilterScores
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..layers import ChannelMap
+from ..channels.groups import ChannelMap
 from ..scores import FilterScores
 
 

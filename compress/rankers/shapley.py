@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...errors import SlimrankError, near
+from ..channels.groups import ChannelMap
 from ..coalitions import MEMORY, Coalitions
-from ..layers import ChannelMap
 from ..powerset import POWER_SET, power_set
 from ..scores import FilterScores
 

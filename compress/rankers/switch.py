@@ -26,8 +26,8 @@ from torch.distributions import Dirichlet, kl_divergence
 from tqdm import tqdm
 
 from ...errors import SlimrankError
+from ..channels.groups import ChannelMap
 from ..coalitions import MEMORY, Coalitions
-from ..layers import ChannelMap
 from ..scores import FilterScores
 
 BATCH = 100  # images a step

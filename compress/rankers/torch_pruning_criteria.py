@@ -19,7 +19,7 @@ from torch_pruning.pruner import function, importance
 from tqdm import tqdm
 
 from ...errors import SlimrankError
-from ..layers import CONVS, ChannelMap, Group
+from ..channels.groups import CONVS, ChannelMap, Group
 from ..scores import FilterScores
 
 NORMS = nn.modules.batchnorm._BatchNorm

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import SlimrankError, near
+from ...errors import SlimrankError, near
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

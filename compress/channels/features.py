@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import SlimrankError
-from .layers import ChannelMap, captured
-from .subspace import SubspaceLinear
+from ...errors import SlimrankError
+from ..subspace import SubspaceLinear
+from .groups import ChannelMap, captured
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # features [images, m], labels [images]
 Keeper = Callable[[Tensor, Tensor], None]
