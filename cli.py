@@ -119,7 +119,7 @@ def sensitivity(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def finetune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """train a checkpoint on, with or without a teacher"""
     from slimrank.compress import training
-    from slimrank.compress.checkpoint import load
+    from slimrank.compress.network.checkpoint import load
     from slimrank.files import output
 
     output(args.out, ".safetensors", getattr(args, "checkpoint", None))
@@ -134,9 +134,9 @@ def finetune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """replace the classifier by sparse class-specific subspaces"""
-    from slimrank.compress.checkpoint import save
     from slimrank.compress.head import specialize
     from slimrank.compress.head_options import HeadOptions
+    from slimrank.compress.network.checkpoint import save
     from slimrank.compress.sweep import sweep
     from slimrank.files import output
 
@@ -283,7 +283,7 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def checkpoint(args: argparse.Namespace) -> Any:
-    from slimrank.compress.checkpoint import load
+    from slimrank.compress.network.checkpoint import load
 
     return load(args.checkpoint, **reading(args))
 
@@ -333,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"error: {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a defect, --debug shows where")
         return 1
     if result.get("validation_seen_in_training", False) is not False and args.verb != "compress":
-        from slimrank.compress.checkpoint import SEEN
+        from slimrank.compress.network.checkpoint import SEEN
 
         if args.validation.startswith("train"):
             say(SEEN)

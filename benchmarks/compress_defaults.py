@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import load
 from slimrank.compress.finetune import train
+from slimrank.compress.network.checkpoint import load
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.ranking import calibration
 from slimrank.compress.recalibrate import recalibrate

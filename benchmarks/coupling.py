@@ -20,8 +20,8 @@ from torch import nn
 
 from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import load
-from slimrank.compress.models import PadShortcut
+from slimrank.compress.network.checkpoint import load
+from slimrank.compress.network.models import PadShortcut
 from slimrank.compress.surgery import cut
 
 RESULTS = Path(__file__).parent / "results" / "coupling.json"

@@ -21,8 +21,8 @@ import torch
 from rows import RESULTS, OutOfTime, Rows, two_networks
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import load, save
 from slimrank.compress.finetune import train
+from slimrank.compress.network.checkpoint import load, save
 from slimrank.compress.rankers import DATA_FREE, ENOUGH, RANKERS, SPLIT
 from slimrank.compress.recalibrate import IMAGES, recalibrate
 from slimrank.compress.recipe import Recipe

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from rows import OutOfTime, Rows
 
-from slimrank.compress import models
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import load
 from slimrank.compress.cutting import Cut, plan
 from slimrank.compress.finetune import train
+from slimrank.compress.network import models
+from slimrank.compress.network.checkpoint import load
 from slimrank.compress.plan import PruningPlan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.ranking import calibration

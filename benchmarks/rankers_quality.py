@@ -16,8 +16,8 @@ import torch
 from rows import RESULTS, OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import load
 from slimrank.compress.finetune import train
+from slimrank.compress.network.checkpoint import load
 from slimrank.compress.rankers import DATA_FREE, ENOUGH, RANKERS, SPLIT
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.scores import FilterScores

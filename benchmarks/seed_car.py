@@ -17,8 +17,8 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import load
 from slimrank.compress.filterwise import colour_order, kernel_colour, redundancy, survey
+from slimrank.compress.network.checkpoint import load
 from slimrank.compress.rankers.car import rank
 from slimrank.compress.responses import Responses
 from slimrank.evaluate.data import open_data

@@ -20,12 +20,12 @@ from rows import RESULTS, OutOfTime, Rows, two_networks
 from slimrank.compress import gates
 from slimrank.compress.channels.features import classifier, features, vote
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import load, save
 from slimrank.compress.classwise import overlap
 from slimrank.compress.finetune import train
 from slimrank.compress.fitting import assemble, truncated
 from slimrank.compress.gates import Csg
 from slimrank.compress.head import with_head
+from slimrank.compress.network.checkpoint import load, save
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.tiling import Subspaces
 from slimrank.evaluate.accuracy import accuracy, predictor

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from rows import OutOfTime, Rows
 
-from slimrank.compress.checkpoint import load
 from slimrank.compress.head import specialize
 from slimrank.compress.head_options import HeadOptions
+from slimrank.compress.network.checkpoint import load
 from slimrank.evaluate.data import open_data
 
 PAPER = {  # dense, decomposed

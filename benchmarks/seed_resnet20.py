@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from rows import RESULTS, OutOfTime, Rows
 
-from slimrank.compress.checkpoint import load
 from slimrank.compress.finetune import train
 from slimrank.compress.head import specialize
 from slimrank.compress.head_options import HeadOptions
+from slimrank.compress.network.checkpoint import load
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.sweep import sweep
 from slimrank.evaluate.accuracy import accuracy, predictor

@@ -26,10 +26,10 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.cli import main as slimrank
-from slimrank.compress import models
 from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import load
+from slimrank.compress.network import models
+from slimrank.compress.network.checkpoint import load
 from slimrank.compress.surgery import cut
 from slimrank.evaluate.data import Preprocessing, open_data
 

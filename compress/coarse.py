@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .channels.features import Cached
 from .choosing import CHUNK
 from .fitting import fit_adam
-from .subspace import SubspaceLinear, sizes
+from .network.subspace import SubspaceLinear, sizes
 from .tiling import SAMPLE, assigned, dealt, ward
 
 ROUNDS = 20

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..evaluate.data import open_data
 from ..files import ready
-from .checkpoint import save
 from .finetune import train
+from .network.checkpoint import save
 from .options import Options
 from .pipeline import Run, start
 from .recipe import Recipe

@@ -15,7 +15,7 @@ from ..evaluate.latency import Runner
 from ..export.parity import Parity, parity
 from ..export.to_onnx import export as to_onnx
 from ..export.to_onnx import metadata, size
-from .checkpoint import Checkpoint
+from .network.checkpoint import Checkpoint
 
 Opener = Callable[[Preprocessing], Data]
 RANDOM_INPUTS = 64

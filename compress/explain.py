@@ -27,11 +27,11 @@ from . import gates
 from .channels.features import Moments, Votes, classifier, features, survey
 from .channels.groups import ChannelMap
 from .channels.tracing import channel_map
-from .checkpoint import Checkpoint
 from .classwise import Means, class_features, noise_test, overlap
 from .filterwise import Survey, colour_order, kernel_colour, redundancy
 from .filterwise import survey as watched
 from .head_options import default_k
+from .network.checkpoint import Checkpoint
 from .rankers import car
 from .responses import Responses
 from .scores import FilterScores

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..errors import SlimrankError, near
 from .channels.features import Cached, Moments
 from .choosing import CHUNK
-from .subspace import SubspaceLinear, sizes
+from .network.subspace import SubspaceLinear, sizes
 from .tiling import Subspaces
 
 FITS = ("truncate", "refit", "train")

@@ -16,12 +16,12 @@ from . import coarse, gates
 from .channels.features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
 from .channels.groups import ChannelMap
 from .channels.tracing import channel_map
-from .checkpoint import Checkpoint
 from .choosing import VOTING, centred, choose, saliency
 from .fitting import Trained, assemble, decisions, refitted, top1, trained, truncated
 from .head_latency import Timed, candidates, fastest_first, two_level_groups
 from .head_options import HeadOptions, HeadResult, NotFaster, default_k
-from .subspace import INT8, SubspaceLinear, check_probe
+from .network.checkpoint import Checkpoint
+from .network.subspace import INT8, SubspaceLinear, check_probe
 from .surgery import cut
 from .tiling import Subspaces, cocluster, fold
 

@@ -16,8 +16,8 @@ from ..export.quantize import quantized
 from ..export.to_onnx import export, size
 from .channels.features import classifier
 from .channels.tracing import channel_map
-from .checkpoint import Checkpoint
-from .subspace import INT8, SubspaceLinear, check_probe, check_tile, rescored
+from .network.checkpoint import Checkpoint
+from .network.subspace import INT8, SubspaceLinear, check_probe, check_tile, rescored
 
 GROUPS = (2, 4, 8, 16, 32)  # that `auto` tries, of five classes or more each: every group costs a node
 FEW = 20_000  # indices that a gather may copy, at about 9 ns each, to be worth a try

@@ -7,7 +7,7 @@ from ..errors import SlimrankError, near
 from ..evaluate.latency import check_settings
 from .choosing import VOTING, check_select
 from .fitting import check_fit
-from .subspace import INT8, LAYOUTS, check_tile
+from .network.subspace import INT8, LAYOUTS, check_tile
 
 AGREEMENT, DROP = 0.99, 0.01
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from ..evaluate.macs import Macs, count
 from .channels.tracing import channel_map
-from .checkpoint import Checkpoint
 from .costs import measure, unit_step
+from .network.checkpoint import Checkpoint
 from .selection import runtime_block
 
 

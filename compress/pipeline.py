@@ -25,7 +25,6 @@ from ..export.to_onnx import export, size
 from ..files import read_json, ready, write_json, write_text
 from .channels.groups import ChannelMap, stays
 from .channels.tracing import channel_map
-from .checkpoint import SEEN, Checkpoint, load, save
 from .costs import Costs
 from .cutting import Cut, kept_trials, reached_by, within_drop
 from .cutting import plan as planned
@@ -33,6 +32,8 @@ from .evaluation import compared, onnx_metadata
 from .finetune import train
 from .head import specialize
 from .head_options import NotFaster
+from .network.checkpoint import SEEN, Checkpoint, load, save
+from .network.subspace import INT8
 from .options import Options, typed
 from .plan import PruningPlan
 from .rankers import ranker
@@ -40,7 +41,6 @@ from .ranking import calibration, scored
 from .recalibrate import recalibrate
 from .scores import FilterScores
 from .selection import guarded, uniform
-from .subspace import INT8
 from .surgery import prune
 
 

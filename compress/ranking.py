@@ -17,12 +17,12 @@ from ..evaluate.plots import bars, curves
 from ..files import ready, write_text
 from . import surgery
 from .channels.tracing import channel_map
-from .checkpoint import Checkpoint, save
 from .costs import Costs
 from .cutting import Cut, within_drop
 from .cutting import plan as planned
 from .finetune import train
 from .gates import cut_along
+from .network.checkpoint import Checkpoint, save
 from .plan import PruningPlan
 from .rankers import DATA_FREE, DEFAULT, ENOUGH, OPTIONS, SPLIT, ranker
 from .recalibrate import IMAGES, recalibrate

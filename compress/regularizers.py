@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import SlimrankError
 from .channels.groups import CONVS, ChannelMap, Group, captured
-from .subspace import sizes
+from .network.subspace import sizes
 from .surgery import cut
 
 PROXIMAL = ((2.0, 1.0), (1.0, 1.0))

@@ -11,9 +11,9 @@ from ..evaluate.plots import heat
 from ..files import write_text
 from .channels.features import Moments, Votes, cached, classifier, features
 from .channels.tracing import channel_map
-from .checkpoint import Checkpoint
 from .choosing import centred
 from .fitting import assemble, refitted, top1, truncated
+from .network.checkpoint import Checkpoint
 from .tiling import Subspaces
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import SlimrankError
 from .channels.groups import ChannelMap, captured
 from .choosing import CHUNK
-from .subspace import sizes
+from .network.subspace import sizes
 from .surgery import replace_tensor
 
 EXACT = 1024  # items that are assigned to bins at the optimum; more go greedily

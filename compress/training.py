@@ -10,11 +10,12 @@ import torch
 from ..errors import SlimrankError
 from ..evaluate.accuracy import accuracy, predictor
 from ..evaluate.data import Data, Preprocessing
-from . import gates, models
+from . import gates
 from .channels.features import classifier
 from .channels.tracing import channel_map
-from .checkpoint import Checkpoint, load, save
 from .finetune import train
+from .network import models
+from .network.checkpoint import Checkpoint, load, save
 from .recipe import Recipe
 from .regularizers import BlockNorm, without_vanished
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from slimrank.compress import costs as costing
-from slimrank.compress import cutting, models
+from slimrank.compress import cutting
 from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.costs import Costs
 from slimrank.compress.cutting import Cut, plan, within_drop
+from slimrank.compress.network import models
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.scores import FilterScores
 from slimrank.compress.selection import select

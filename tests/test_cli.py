@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from slimrank.cli import main
-from slimrank.compress import models
-from slimrank.compress.checkpoint import load, save
+from slimrank.compress.network import models
+from slimrank.compress.network.checkpoint import load, save
 from slimrank.compress.training import fresh
 
 from .toy_models import Branching

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimrank.compress import models
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import load
 from slimrank.compress.coalitions import Coalitions
+from slimrank.compress.network import models
+from slimrank.compress.network.checkpoint import load
 from slimrank.compress.powerset import bits, power_set
 from slimrank.compress.split import split
 from slimrank.errors import SlimrankError

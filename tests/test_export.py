@@ -6,11 +6,12 @@ import onnxruntime
 import pytest
 import torch
 
-from slimrank.compress import head_latency, models
-from slimrank.compress.checkpoint import load
+from slimrank.compress import head_latency
 from slimrank.compress.evaluation import compared, onnx_metadata
 from slimrank.compress.head import with_head
 from slimrank.compress.head_latency import Timed, bench, low_rank, shape
+from slimrank.compress.network import models
+from slimrank.compress.network.checkpoint import load
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import PROVIDERS, Comparison, Runner, compare, interleaved

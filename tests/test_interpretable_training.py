@@ -11,7 +11,7 @@ from torch import nn
 from slimrank.compress import gates
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.gates import Csg, projected
-from slimrank.compress.models import CifarResnet, Lenet5
+from slimrank.compress.network.models import CifarResnet, Lenet5
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.regularizers import (
     BlockNorm,

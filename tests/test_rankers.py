@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from slimrank.compress import models
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import load
 from slimrank.compress.coalitions import Coalitions
 from slimrank.compress.compare import compare
+from slimrank.compress.network import models
+from slimrank.compress.network.checkpoint import load
 from slimrank.compress.rankers import DATA_FREE, RANKERS, SPLIT, car, shapley, switch
 from slimrank.compress.rankers.torch_pruning_criteria import CRITERIA
 from slimrank.compress.scores import FilterScores

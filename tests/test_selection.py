@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimrank.compress import models
 from slimrank.compress.channels.features import vote
 from slimrank.compress.channels.tracing import channel_map
+from slimrank.compress.network import models
 from slimrank.compress.plan import PruningPlan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.influential import rank as influential

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from slimrank.compress import models
 from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
+from slimrank.compress.network import models
 from slimrank.compress.surgery import cut
 
 from .reference import masked_by_weights
@@ -74,7 +74,7 @@ def test_every_residual_stream_filter_of_resnet20():
 
 
 def test_every_residual_stream_filter_of_the_real_resnet20(resnet20):
-    from slimrank.compress.checkpoint import load
+    from slimrank.compress.network.checkpoint import load
 
     model = load(resnet20, name="resnet20-cifar").model.double().eval()
     picks = lambda g: [[u] for u in range(g.units)] if len(g.layers) > 1 else []  # noqa: E731

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from slimrank.compress import finetune, models
+from slimrank.compress import finetune
 from slimrank.compress.finetune import train
+from slimrank.compress.network import models
 from slimrank.compress.recalibrate import recalibrate
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.training import fresh

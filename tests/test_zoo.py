@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from slimrank.compress import models
 from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.checkpoint import Checkpoint, load, save
+from slimrank.compress.network import models
+from slimrank.compress.network.checkpoint import Checkpoint, load, save
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.selection import select
 from slimrank.compress.surgery import prune

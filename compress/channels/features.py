@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...errors import SlimrankError
-from ..subspace import SubspaceLinear
+from ..network.subspace import SubspaceLinear
 from .groups import ChannelMap, captured
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # features [images, m], labels [images]

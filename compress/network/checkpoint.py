@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import SlimrankError
-from ..evaluate.data import Data, Preprocessing
-from ..files import whole
+from ...errors import SlimrankError
+from ...evaluate.data import Data, Preprocessing
+from ...files import whole
+from ..surgery import fit_attributes, replace_tensor
 from . import models
 from .subspace import SubspaceLinear
-from .surgery import fit_attributes, replace_tensor
 
 FORMAT = 1
 MAX_SIZE = 4096  # pixels a side; what is larger is a slip of the keyboard

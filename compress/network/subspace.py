@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import SlimrankError, near
+from ...errors import SlimrankError, near
 
 LAYOUTS = ("dense", "gather", "tiled")
 INT8 = "int8"

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import SlimrankError, near
+from ...errors import SlimrankError, near
 
 # torchvision's classification models that are no CNNs
 TRANSFORMERS = ("vit_", "swin_", "maxvit")
