@@ -21,7 +21,7 @@ from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.coalitions import Coalitions
+from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.rankers import car, shapley
 from slimrank.evaluate.data import open_data

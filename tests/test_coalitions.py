@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.coalitions import Coalitions
+from slimrank.compress.coalitions.game import Coalitions
+from slimrank.compress.coalitions.powerset import bits, power_set
+from slimrank.compress.coalitions.split import split
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.powerset import bits, power_set
-from slimrank.compress.split import split
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.coalitions import Coalitions
+from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.compare import compare
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load

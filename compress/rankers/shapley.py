@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError, near
 from ..channels.groups import ChannelMap
-from ..coalitions import MEMORY, Coalitions
-from ..powerset import POWER_SET, power_set
+from ..coalitions.game import MEMORY, Coalitions
+from ..coalitions.powerset import POWER_SET, power_set
 from ..scores import FilterScores
 
 ESTIMATORS = ("exact", "truncated", "permutation", "subsets")

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap
-from ..coalitions import MEMORY, Coalitions
+from ..coalitions.game import MEMORY, Coalitions
 from ..scores import FilterScores
 
 BATCH = 100  # images a step

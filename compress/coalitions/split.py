@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..errors import SlimrankError
-from .channels.groups import CONVS, ChannelMap
+from ...errors import SlimrankError
+from ..channels.groups import CONVS, ChannelMap
 
 
 class Site(nn.Module):

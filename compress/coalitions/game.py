@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import SlimrankError
-from .channels.groups import ChannelMap
+from ...errors import SlimrankError
+from ..channels.groups import ChannelMap
 from .split import split
 
 MEMORY = 2 * 2**30  # bytes

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import SlimrankError
-from .coalitions import Coalitions
+from ...errors import SlimrankError
+from .game import Coalitions
 
 POWER_SET = 25  # units
 BLOCK = 2**18  # coalition-image pairs decided at once, so that they stay in the caches
