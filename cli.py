@@ -68,7 +68,7 @@ def rank(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def compare_ranks(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """two scores files: rank correlation and overlap of the top, layer by layer"""
-    from slimrank.compress.compare import compare_files
+    from slimrank.compress.rankers.compare import compare_files
     from slimrank.files import output
 
     if args.out:
@@ -106,7 +106,7 @@ def prune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def sensitivity(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """accuracy of every layer against its own ratio, before fine-tuning; a scores file for --scope global, and a figure"""
     from slimrank.compress import ranking
-    from slimrank.compress.sensitivity import table
+    from slimrank.compress.rankers.sensitivity import table
     from slimrank.files import output
 
     output(args.out, ".json")

@@ -15,9 +15,9 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.compare import compare
 from slimrank.compress.finetune import train
 from slimrank.compress.rankers import RANKERS
+from slimrank.compress.rankers.compare import compare
 from slimrank.compress.recipe import Recipe
 from slimrank.compress.training import fresh
 from slimrank.evaluate.accuracy import accuracy, predictor

@@ -21,7 +21,7 @@ from .channels.groups import ChannelMap
 from .channels.tracing import channel_map
 from .costs import Costs, measure
 from .plan import PruningPlan
-from .scores import FilterScores
+from .rankers.scores import FilterScores
 from .selection import OutOfReach, guarded, runtime_block, select, unscored
 from .surgery import cut as sliced
 

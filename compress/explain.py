@@ -33,8 +33,8 @@ from .filterwise import survey as watched
 from .head_options import default_k
 from .network.checkpoint import Checkpoint
 from .rankers import car
+from .rankers.scores import FilterScores
 from .responses import Responses
-from .scores import FilterScores
 
 LAYERS = 4  # groups that are looked at unless --layer names others
 IMAGES = 500  # validation images that filters are scored and watched on, without --limit

@@ -37,9 +37,9 @@ from .network.subspace import INT8
 from .options import Options, typed
 from .plan import PruningPlan
 from .rankers import ranker
+from .rankers.scores import FilterScores
 from .ranking import calibration, scored
 from .recalibrate import recalibrate
-from .scores import FilterScores
 from .selection import guarded, uniform
 from .surgery import prune
 

@@ -25,10 +25,10 @@ from .gates import cut_along
 from .network.checkpoint import Checkpoint, save
 from .plan import PruningPlan
 from .rankers import DATA_FREE, DEFAULT, ENOUGH, OPTIONS, SPLIT, ranker
+from .rankers.scores import FilterScores
+from .rankers.sensitivity import sensitivity
 from .recalibrate import IMAGES, recalibrate
 from .recipe import Recipe
-from .scores import FilterScores
-from .sensitivity import sensitivity
 
 Opener = Callable[[Preprocessing], Data]
 

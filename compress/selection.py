@@ -24,7 +24,7 @@ from ..errors import SlimrankError, near
 from .channels.groups import CONVS, ChannelMap, Group
 from .costs import GRAIN, Costs, unit_step
 from .plan import PruningPlan
-from .scores import FilterScores
+from .rankers.scores import FilterScores
 
 SCOPES = ("layer", "global")
 BUDGETS = {"ratio": "share of filters removed", "macs": "share kept", "params": "share kept", "latency": "share kept"}

@@ -13,9 +13,9 @@ from slimrank.compress.costs import Costs
 from slimrank.compress.cutting import Cut, plan, within_drop
 from slimrank.compress.network import models
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.scores import FilterScores
+from slimrank.compress.rankers.scores import FilterScores
+from slimrank.compress.rankers.sensitivity import sensitivity
 from slimrank.compress.selection import select
-from slimrank.compress.sensitivity import sensitivity
 from slimrank.compress.surgery import prune
 from slimrank.errors import SlimrankError
 from slimrank.export.to_onnx import export

@@ -11,7 +11,7 @@ from slimrank.compress.network import models
 from slimrank.compress.plan import PruningPlan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.influential import rank as influential
-from slimrank.compress.scores import FilterScores
+from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.selection import select, uniform
 from slimrank.compress.surgery import prune
 from slimrank.errors import SlimrankError

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap
 from ..coalitions.game import MEMORY, Coalitions
-from ..scores import FilterScores
+from .scores import FilterScores
 
 
 def rank(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...errors import SlimrankError
 from ..channels.features import vote
 from ..channels.groups import ChannelMap, captured
-from ..scores import FilterScores
+from .scores import FilterScores
 
 SHARE = 0.25  # of a group's units each image votes for, unless k1 is given
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..channels.groups import ChannelMap
-from ..scores import FilterScores
+from .scores import FilterScores
 
 
 def rank(

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..channels.groups import ChannelMap
-from ..scores import FilterScores
+from .scores import FilterScores
 
 
 def rank(

@@ -22,7 +22,7 @@ from ...errors import SlimrankError, near
 from ..channels.groups import ChannelMap
 from ..coalitions.game import MEMORY, Coalitions
 from ..coalitions.powerset import POWER_SET, power_set
-from ..scores import FilterScores
+from .scores import FilterScores
 
 ESTIMATORS = ("exact", "truncated", "permutation", "subsets")
 SAMPLES = 10  # pairs of permutations, or pairs of subsets a filter, unless given

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap
 from ..coalitions.game import MEMORY, Coalitions
-from ..scores import FilterScores
+from .scores import FilterScores
 
 BATCH = 100  # images a step
 LEAST = 1e-6  # phi, which must stay above 0

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError
 from ..channels.groups import CONVS, ChannelMap, Group
-from ..scores import FilterScores
+from .scores import FilterScores
 
 NORMS = nn.modules.batchnorm._BatchNorm
 CRITERIA: dict[str, Callable[[], Callable[[Any], Tensor | None]]] = {

@@ -6,9 +6,9 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from ..errors import SlimrankError
-from ..evaluate.plots import pairs
-from ..files import ready, write_text
+from ...errors import SlimrankError
+from ...evaluate.plots import pairs
+from ...files import ready, write_text
 from .scores import FilterScores
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..errors import SlimrankError
-from ..files import read_json, write_json
-from .channels.groups import ChannelMap
+from ...errors import SlimrankError
+from ...files import read_json, write_json
+from ..channels.groups import ChannelMap
 
 
 @dataclass(frozen=True)
