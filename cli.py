@@ -81,7 +81,7 @@ def compare_ranks(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def prune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """cut the filters that matter least, to a budget"""
     from slimrank.compress import ranking
-    from slimrank.compress.cutting import Cut
+    from slimrank.compress.pruning.budget import Cut
     from slimrank.files import output
 
     output(args.out, ".safetensors", args.checkpoint)

@@ -22,7 +22,7 @@ from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.network.models import PadShortcut
-from slimrank.compress.surgery import cut
+from slimrank.compress.pruning.surgery import cut
 
 RESULTS = Path(__file__).parent / "results" / "coupling.json"
 STREAMS = {"conv1": 16, "layer2.0.conv2": 32, "layer3.0.conv2": 64}

@@ -19,16 +19,16 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.cutting import Cut, plan
 from slimrank.compress.finetune import train
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.plan import PruningPlan
+from slimrank.compress.pruning.budget import Cut, plan
+from slimrank.compress.pruning.plan import PruningPlan
+from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.ranking import calibration
 from slimrank.compress.recalibrate import recalibrate
 from slimrank.compress.recipe import Recipe
-from slimrank.compress.surgery import prune
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import compare, machine

@@ -30,7 +30,7 @@ from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.surgery import cut
+from slimrank.compress.pruning.surgery import cut
 from slimrank.evaluate.data import Preprocessing, open_data
 
 HERE = Path(__file__).parent

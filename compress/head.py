@@ -22,7 +22,7 @@ from .head_latency import Timed, candidates, fastest_first, two_level_groups
 from .head_options import HeadOptions, HeadResult, NotFaster, default_k
 from .network.checkpoint import Checkpoint
 from .network.subspace import INT8, SubspaceLinear, check_probe
-from .surgery import cut
+from .pruning.surgery import cut
 from .tiling import Subspaces, cocluster, fold
 
 CACHE = 2**31  # bytes of features that training a head may hold

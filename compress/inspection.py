@@ -5,9 +5,9 @@ from typing import Any
 
 from ..evaluate.macs import Macs, count
 from .channels.tracing import channel_map
-from .costs import measure, unit_step
 from .network.checkpoint import Checkpoint
-from .selection import runtime_block
+from .pruning.costs import measure, unit_step
+from .pruning.select import runtime_block
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from ..errors import SlimrankError, near
 from ..evaluate.latency import check_settings
 from .choosing import GATES
-from .cutting import Cut
 from .head_options import HeadOptions
+from .pruning.budget import Cut
 from .rankers import DATA_FREE, DEFAULT, ranker
 from .recipe import Recipe
 

@@ -25,9 +25,6 @@ from ..export.to_onnx import export, size
 from ..files import read_json, ready, write_json, write_text
 from .channels.groups import ChannelMap, stays
 from .channels.tracing import channel_map
-from .costs import Costs
-from .cutting import Cut, kept_trials, reached_by, within_drop
-from .cutting import plan as planned
 from .evaluation import compared, onnx_metadata
 from .finetune import train
 from .head import specialize
@@ -35,13 +32,16 @@ from .head_options import NotFaster
 from .network.checkpoint import SEEN, Checkpoint, load, save
 from .network.subspace import INT8
 from .options import Options, typed
-from .plan import PruningPlan
+from .pruning.budget import Cut, kept_trials, reached_by, within_drop
+from .pruning.budget import plan as planned
+from .pruning.costs import Costs
+from .pruning.plan import PruningPlan
+from .pruning.select import guarded, uniform
+from .pruning.surgery import prune
 from .rankers import ranker
 from .rankers.scores import FilterScores
 from .ranking import calibration, scored
 from .recalibrate import recalibrate
-from .selection import guarded, uniform
-from .surgery import prune
 
 
 def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -> "Run":

@@ -15,15 +15,15 @@ from ..evaluate.data import Batches, Data, Preprocessing
 from ..evaluate.macs import count
 from ..evaluate.plots import bars, curves
 from ..files import ready, write_text
-from . import surgery
 from .channels.tracing import channel_map
-from .costs import Costs
-from .cutting import Cut, within_drop
-from .cutting import plan as planned
 from .finetune import train
 from .gates import cut_along
 from .network.checkpoint import Checkpoint, save
-from .plan import PruningPlan
+from .pruning import surgery
+from .pruning.budget import Cut, within_drop
+from .pruning.budget import plan as planned
+from .pruning.costs import Costs
+from .pruning.plan import PruningPlan
 from .rankers import DATA_FREE, DEFAULT, ENOUGH, OPTIONS, SPLIT, ranker
 from .rankers.scores import FilterScores
 from .rankers.sensitivity import sensitivity

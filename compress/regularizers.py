@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..errors import SlimrankError
 from .channels.groups import CONVS, ChannelMap, Group, captured
 from .network.subspace import sizes
-from .surgery import cut
+from .pruning.surgery import cut
 
 PROXIMAL = ((2.0, 1.0), (1.0, 1.0))
 NORMS = nn.modules.batchnorm._BatchNorm

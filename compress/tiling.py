@@ -11,7 +11,7 @@ from ..errors import SlimrankError
 from .channels.groups import ChannelMap, captured
 from .choosing import CHUNK
 from .network.subspace import sizes
-from .surgery import replace_tensor
+from .pruning.surgery import replace_tensor
 
 EXACT = 1024  # items that are assigned to bins at the optimum; more go greedily
 SAMPLE = 4096  # classes that the tiles are found on

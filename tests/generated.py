@@ -146,9 +146,9 @@ def chain(model: nn.Module, choose: Choose, folder: Any) -> dict[str, Any]:
     """Prune by a random budget; masked against sliced in float64, sliced against ONNX Runtime. What was seen, as a dict."""
     from slimrank.compress.channels.groups import masked
     from slimrank.compress.channels.tracing import channel_map
+    from slimrank.compress.pruning.select import select
+    from slimrank.compress.pruning.surgery import prune
     from slimrank.compress.rankers import RANKERS
-    from slimrank.compress.selection import select
-    from slimrank.compress.surgery import prune
     from slimrank.errors import SlimrankError
     from slimrank.evaluate.latency import Runner
     from slimrank.evaluate.macs import count

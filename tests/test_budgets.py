@@ -5,18 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from slimrank.compress import costs as costing
-from slimrank.compress import cutting
 from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.costs import Costs
-from slimrank.compress.cutting import Cut, plan, within_drop
 from slimrank.compress.network import models
+from slimrank.compress.pruning import budget as cutting
+from slimrank.compress.pruning import costs as costing
+from slimrank.compress.pruning.budget import Cut, plan, within_drop
+from slimrank.compress.pruning.costs import Costs
+from slimrank.compress.pruning.select import select
+from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.rankers.sensitivity import sensitivity
-from slimrank.compress.selection import select
-from slimrank.compress.surgery import prune
 from slimrank.errors import SlimrankError
 from slimrank.export.to_onnx import export
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import Checkpoint, load, save
+from slimrank.compress.pruning.select import select
+from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.selection import select
-from slimrank.compress.surgery import prune
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import Preprocessing
 

@@ -15,11 +15,11 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load
+from slimrank.compress.pruning.select import select
 from slimrank.compress.rankers import DATA_FREE, RANKERS, SPLIT, car, shapley, switch
 from slimrank.compress.rankers.compare import compare
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.rankers.torch_pruning_criteria import CRITERIA
-from slimrank.compress.selection import select
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from slimrank.compress.channels.features import vote
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import models
-from slimrank.compress.plan import PruningPlan
+from slimrank.compress.pruning.plan import PruningPlan
+from slimrank.compress.pruning.select import select, uniform
+from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.influential import rank as influential
 from slimrank.compress.rankers.scores import FilterScores
-from slimrank.compress.selection import select, uniform
-from slimrank.compress.surgery import prune
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.macs import count
 

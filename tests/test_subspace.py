@@ -294,7 +294,7 @@ def test_cutting_features_is_masking_them():
 
 def test_a_specialised_network_can_be_pruned():
     from slimrank.compress.channels.groups import masked
-    from slimrank.compress.surgery import cut
+    from slimrank.compress.pruning.surgery import cut
 
     torch.manual_seed(0)
     model = models.build("resnet20-cifar").double().eval()

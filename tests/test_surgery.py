@@ -7,7 +7,7 @@ from torch import nn
 from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import models
-from slimrank.compress.surgery import cut
+from slimrank.compress.pruning.surgery import cut
 
 from .reference import masked_by_weights
 

@@ -7,9 +7,9 @@ from slimrank.compress.channels.groups import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import Checkpoint, load, save
+from slimrank.compress.pruning.select import select
+from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.selection import select
-from slimrank.compress.surgery import prune
 from slimrank.evaluate.data import Preprocessing
 from slimrank.evaluate.latency import Runner
 from slimrank.evaluate.macs import count

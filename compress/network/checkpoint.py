@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ...evaluate.data import Data, Preprocessing
 from ...files import whole
-from ..surgery import fit_attributes, replace_tensor
+from ..pruning.surgery import fit_attributes, replace_tensor
 from . import models
 from .subspace import SubspaceLinear
 

@@ -3,8 +3,8 @@
 import json
 from dataclasses import asdict, dataclass, field
 
-from ..errors import SlimrankError
-from .channels.groups import ChannelMap, stays
+from ...errors import SlimrankError
+from ..channels.groups import ChannelMap, stays
 
 
 @dataclass(frozen=True)

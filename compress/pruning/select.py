@@ -20,11 +20,11 @@ from math import ceil, floor
 import torch
 from torch import Tensor, nn
 
-from ..errors import SlimrankError, near
-from .channels.groups import CONVS, ChannelMap, Group
+from ...errors import SlimrankError, near
+from ..channels.groups import CONVS, ChannelMap, Group
+from ..rankers.scores import FilterScores
 from .costs import GRAIN, Costs, unit_step
 from .plan import PruningPlan
-from .rankers.scores import FilterScores
 
 SCOPES = ("layer", "global")
 BUDGETS = {"ratio": "share of filters removed", "macs": "share kept", "params": "share kept", "latency": "share kept"}

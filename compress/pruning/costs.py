@@ -20,9 +20,9 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..evaluate.kernels import matrices, profile
-from ..export.to_onnx import export
-from .channels.groups import CONVS, ChannelMap, Group, stays
+from ...evaluate.kernels import matrices, profile
+from ...export.to_onnx import export
+from ..channels.groups import CONVS, ChannelMap, Group, stays
 from .surgery import cut
 
 COPIES = 6

@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..errors import SlimrankError
-from .channels.groups import CONVS, ChannelMap, masked, stays
+from ...errors import SlimrankError
+from ..channels.groups import CONVS, ChannelMap, masked, stays
 from .plan import PruningPlan
 
 

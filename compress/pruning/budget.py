@@ -13,16 +13,16 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..errors import SlimrankError
-from ..evaluate.latency import check_settings, compare
-from ..export.to_onnx import export
-from ..files import read_json, write_json
-from .channels.groups import ChannelMap
-from .channels.tracing import channel_map
+from ...errors import SlimrankError
+from ...evaluate.latency import check_settings, compare
+from ...export.to_onnx import export
+from ...files import read_json, write_json
+from ..channels.groups import ChannelMap
+from ..channels.tracing import channel_map
+from ..rankers.scores import FilterScores
 from .costs import Costs, measure
 from .plan import PruningPlan
-from .rankers.scores import FilterScores
-from .selection import OutOfReach, guarded, runtime_block, select, unscored
+from .select import OutOfReach, guarded, runtime_block, select, unscored
 from .surgery import cut as sliced
 
 BUDGETS = ("ratio", "macs", "params", "latency", "max_drop")
