@@ -14,7 +14,7 @@ from slimrank.errors import SlimrankError, near
 
 def train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """train a network (or go on from a checkpoint) and write a slim checkpoint"""
-    from slimrank.compress import training
+    from slimrank.compress.stages import training
     from slimrank.files import output
 
     output(args.out, ".safetensors", getattr(args, "checkpoint", None))
@@ -118,8 +118,8 @@ def sensitivity(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def finetune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """train a checkpoint on, with or without a teacher"""
-    from slimrank.compress import training
     from slimrank.compress.network.checkpoint import load
+    from slimrank.compress.stages import training
     from slimrank.files import output
 
     output(args.out, ".safetensors", getattr(args, "checkpoint", None))
@@ -244,7 +244,7 @@ def finish(run: Any) -> tuple[dict[str, Any], str]:
 
 
 def recipe(args: argparse.Namespace) -> Any:
-    from slimrank.compress.recipe import Recipe
+    from slimrank.compress.training.recipe import Recipe
 
     return Recipe(
         args.epochs, args.lr, augment=args.augment, smoothing=args.label_smoothing, patience=args.patience,
@@ -256,8 +256,8 @@ def interpretable(args: argparse.Namespace) -> Any:
     """The recipe of `train`, which alone knows block norm and gates."""
     from dataclasses import replace
 
-    from slimrank.compress.gates import Csg
-    from slimrank.compress.regularizers import BlockNorm
+    from slimrank.compress.training.block_norm import BlockNorm
+    from slimrank.compress.training.gates import Csg
 
     p, q, groups, strength = args.block_norm or (2.0, 1.0, 5, 0.0)
     norm = BlockNorm(p, q, groups, strength, args.activation_norm or 0.0, args.spatial_norm or 0.0)

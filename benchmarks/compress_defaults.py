@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.finetune import train
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.ranking import calibration
-from slimrank.compress.recalibrate import recalibrate
-from slimrank.compress.recipe import Recipe
+from slimrank.compress.training.loop import train
+from slimrank.compress.training.recalibrate import recalibrate
+from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import compare

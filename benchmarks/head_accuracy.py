@@ -22,13 +22,13 @@ from slimrank.compress.channels.features import Moments, Votes, cached, classifi
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.choosing import SELECTS, VOTING, centred, choose, saliency
 from slimrank.compress.coarse import confusable, mean_scores, probe_recall, trained_scores
-from slimrank.compress.finetune import train
 from slimrank.compress.fitting import assemble, decisions, refitted, top1, trained, truncated
 from slimrank.compress.head import with_head
 from slimrank.compress.head_latency import low_rank
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.recipe import Recipe
 from slimrank.compress.tiling import Subspaces, cocluster, fold
+from slimrank.compress.training.loop import train
+from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 

@@ -21,14 +21,14 @@ import torch
 from rows import RESULTS, OutOfTime, Rows, two_networks
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.finetune import train
 from slimrank.compress.network.checkpoint import load, save
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import DATA_FREE, ENOUGH, RANKERS, SPLIT
 from slimrank.compress.rankers.scores import FilterScores
-from slimrank.compress.recalibrate import IMAGES, recalibrate
-from slimrank.compress.recipe import Recipe
+from slimrank.compress.training.loop import train
+from slimrank.compress.training.recalibrate import IMAGES, recalibrate
+from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 

@@ -19,7 +19,6 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.finetune import train
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.budget import Cut, plan
@@ -27,8 +26,9 @@ from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.ranking import calibration
-from slimrank.compress.recalibrate import recalibrate
-from slimrank.compress.recipe import Recipe
+from slimrank.compress.training.loop import train
+from slimrank.compress.training.recalibrate import recalibrate
+from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import compare, machine

@@ -15,11 +15,11 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.finetune import train
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.compare import compare
-from slimrank.compress.recipe import Recipe
-from slimrank.compress.training import fresh
+from slimrank.compress.stages.training import fresh
+from slimrank.compress.training.loop import train
+from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 

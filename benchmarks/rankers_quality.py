@@ -16,14 +16,14 @@ import torch
 from rows import RESULTS, OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.finetune import train
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import DATA_FREE, ENOUGH, RANKERS, SPLIT
 from slimrank.compress.rankers.scores import FilterScores
-from slimrank.compress.recipe import Recipe
-from slimrank.compress.training import fresh
+from slimrank.compress.stages.training import fresh
+from slimrank.compress.training.loop import train
+from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 

@@ -17,17 +17,17 @@ from dataclasses import asdict
 import torch
 from rows import RESULTS, OutOfTime, Rows, two_networks
 
-from slimrank.compress import gates
 from slimrank.compress.channels.features import classifier, features, vote
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.classwise import overlap
-from slimrank.compress.finetune import train
 from slimrank.compress.fitting import assemble, truncated
-from slimrank.compress.gates import Csg
 from slimrank.compress.head import with_head
 from slimrank.compress.network.checkpoint import load, save
-from slimrank.compress.recipe import Recipe
 from slimrank.compress.tiling import Subspaces
+from slimrank.compress.training import gates
+from slimrank.compress.training.gates import Csg
+from slimrank.compress.training.loop import train
+from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from ..evaluate.data import open_data
 from ..files import ready
-from .finetune import train
 from .network.checkpoint import save
 from .options import Options
 from .pipeline import Run, start
-from .recipe import Recipe
-from .training import fresh
+from .stages.training import fresh
+from .training.loop import train
+from .training.recipe import Recipe
 
 MODEL, SIZE, SEED = "resnet20-cifar", 16, 0
 EPOCHS, FINETUNE = 10, 6

@@ -23,7 +23,6 @@ from ..evaluate.data import Data, Images, readable
 from ..evaluate.dissection import Dissection, dissect
 from ..evaluate.explain_page import html
 from ..files import ready, write_json, write_text
-from . import gates
 from .channels.features import Moments, Votes, classifier, features, survey
 from .channels.groups import ChannelMap
 from .channels.tracing import channel_map
@@ -35,6 +34,7 @@ from .network.checkpoint import Checkpoint
 from .rankers import car
 from .rankers.scores import FilterScores
 from .responses import Responses
+from .training import gates
 
 LAYERS = 4  # groups that are looked at unless --layer names others
 IMAGES = 500  # validation images that filters are scored and watched on, without --limit

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import SlimrankError
 from ..evaluate.accuracy import predictor
 from ..evaluate.data import Data, Images
-from . import coarse, gates
+from . import coarse
 from .channels.features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
 from .channels.groups import ChannelMap
 from .channels.tracing import channel_map
@@ -24,6 +24,7 @@ from .network.checkpoint import Checkpoint
 from .network.subspace import INT8, SubspaceLinear, check_probe
 from .pruning.surgery import cut
 from .tiling import Subspaces, cocluster, fold
+from .training import gates
 
 CACHE = 2**31  # bytes of features that training a head may hold
 WIDTH = 16  # channels that ONNX Runtime pays for together: unread features are cut in such steps

@@ -8,7 +8,7 @@ from .choosing import GATES
 from .head_options import HeadOptions
 from .pruning.budget import Cut
 from .rankers import DATA_FREE, DEFAULT, ranker
-from .recipe import Recipe
+from .training.recipe import Recipe
 
 HEADS = ("auto", "linear", "gather", "tiled", "int8")
 

@@ -26,7 +26,6 @@ from ..files import read_json, ready, write_json, write_text
 from .channels.groups import ChannelMap, stays
 from .channels.tracing import channel_map
 from .evaluation import compared, onnx_metadata
-from .finetune import train
 from .head import specialize
 from .head_options import NotFaster
 from .network.checkpoint import SEEN, Checkpoint, load, save
@@ -41,7 +40,8 @@ from .pruning.surgery import prune
 from .rankers import ranker
 from .rankers.scores import FilterScores
 from .ranking import calibration, scored
-from .recalibrate import recalibrate
+from .training.loop import train
+from .training.recalibrate import recalibrate
 
 
 def start(path: str | Path, out: str | Path, options: Options, **reading: Any) -> "Run":

@@ -16,8 +16,6 @@ from ..evaluate.macs import count
 from ..evaluate.plots import bars, curves
 from ..files import ready, write_text
 from .channels.tracing import channel_map
-from .finetune import train
-from .gates import cut_along
 from .network.checkpoint import Checkpoint, save
 from .pruning import surgery
 from .pruning.budget import Cut, within_drop
@@ -27,8 +25,10 @@ from .pruning.plan import PruningPlan
 from .rankers import DATA_FREE, DEFAULT, ENOUGH, OPTIONS, SPLIT, ranker
 from .rankers.scores import FilterScores
 from .rankers.sensitivity import sensitivity
-from .recalibrate import IMAGES, recalibrate
-from .recipe import Recipe
+from .training.gates import cut_along
+from .training.loop import train
+from .training.recalibrate import IMAGES, recalibrate
+from .training.recipe import Recipe
 
 Opener = Callable[[Preprocessing], Data]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from slimrank.cli import main
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load, save
-from slimrank.compress.training import fresh
+from slimrank.compress.stages.training import fresh
 
 from .toy_models import Branching
 

@@ -8,12 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from slimrank.compress import gates
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.gates import Csg, projected
 from slimrank.compress.network.models import CifarResnet, Lenet5
-from slimrank.compress.recipe import Recipe
-from slimrank.compress.regularizers import (
+from slimrank.compress.training import gates
+from slimrank.compress.training.block_norm import (
     BlockNorm,
     Regularizer,
     blocks,
@@ -23,6 +21,8 @@ from slimrank.compress.regularizers import (
     omega,
     without_vanished,
 )
+from slimrank.compress.training.gates import Csg, projected
+from slimrank.compress.training.recipe import Recipe
 from slimrank.errors import SlimrankError
 
 

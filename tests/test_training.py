@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from slimrank.compress import finetune
-from slimrank.compress.finetune import train
 from slimrank.compress.network import models
-from slimrank.compress.recalibrate import recalibrate
-from slimrank.compress.recipe import Recipe
-from slimrank.compress.training import fresh
+from slimrank.compress.stages.training import fresh
+from slimrank.compress.training import loop as finetune
+from slimrank.compress.training.loop import train
+from slimrank.compress.training.recalibrate import recalibrate
+from slimrank.compress.training.recipe import Recipe
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 

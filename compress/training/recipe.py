@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import SlimrankError, near
+from ...errors import SlimrankError, near
+from .block_norm import BlockNorm
 from .gates import Csg
-from .regularizers import BlockNorm
 
 AUGMENT = ("none", "shift", "shift+flip")
 PRECISIONS = ("auto", "fp32", "bf16")

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SlimrankError
-from .channels.groups import CONVS, ChannelMap, Group, captured
-from .network.subspace import sizes
-from .pruning.surgery import cut
+from ...errors import SlimrankError
+from ..channels.groups import CONVS, ChannelMap, Group, captured
+from ..network.subspace import sizes
+from ..pruning.surgery import cut
 
 PROXIMAL = ((2.0, 1.0), (1.0, 1.0))
 NORMS = nn.modules.batchnorm._BatchNorm

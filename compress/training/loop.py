@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import SlimrankError
-from ..evaluate.accuracy import accuracy, predictor
-from ..evaluate.data import Images
-from ..files import whole
-from .channels.features import classifier
-from .channels.tracing import channel_map
+from ...errors import SlimrankError
+from ...evaluate.accuracy import accuracy, predictor
+from ...evaluate.data import Images
+from ...files import whole
+from ..channels.features import classifier
+from ..channels.tracing import channel_map
+from .block_norm import Regularizer
 from .gates import Gates
 from .recipe import Recipe
-from .regularizers import Regularizer
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import SlimrankError
-from .channels.features import features
-from .channels.groups import ChannelMap, stays
+from ...errors import SlimrankError
+from ..channels.features import features
+from ..channels.groups import ChannelMap, stays
 
 RATE = 100.0
 LAMBDA, DENSITY = 1e-3, 0.2

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from ..errors import SlimrankError
-from ..evaluate.accuracy import accuracy, predictor
-from ..evaluate.data import Data, Preprocessing
-from . import gates
-from .channels.features import classifier
-from .channels.tracing import channel_map
-from .finetune import train
-from .network import models
-from .network.checkpoint import Checkpoint, load, save
-from .recipe import Recipe
-from .regularizers import BlockNorm, without_vanished
+from ...errors import SlimrankError
+from ...evaluate.accuracy import accuracy, predictor
+from ...evaluate.data import Data, Preprocessing
+from ..channels.features import classifier
+from ..channels.tracing import channel_map
+from ..network import models
+from ..network.checkpoint import Checkpoint, load, save
+from ..training import gates
+from ..training.block_norm import BlockNorm, without_vanished
+from ..training.loop import train
+from ..training.recipe import Recipe
 
 __all__ = ["finetune", "fresh", "from_scratch_or_checkpoint", "save"]
 Opener = Callable[[Preprocessing], Data]
