@@ -134,10 +134,10 @@ def finetune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """replace the classifier by sparse class-specific subspaces"""
-    from slimrank.compress.head import specialize
-    from slimrank.compress.head_options import HeadOptions
+    from slimrank.compress.head.options import HeadOptions
+    from slimrank.compress.head.specialize import specialize
+    from slimrank.compress.head.sweep import sweep
     from slimrank.compress.network.checkpoint import save
-    from slimrank.compress.sweep import sweep
     from slimrank.files import output
 
     output(args.out, ".safetensors", getattr(args, "checkpoint", None))
@@ -195,7 +195,7 @@ def bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def bench_head(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """latency of the final layer alone: dense against class-specific subspaces"""
-    from slimrank.compress import head_latency
+    from slimrank.compress.head import timing as head_latency
 
     found = head_latency.bench(
         checkpoint(args) if args.checkpoint else None, args.features, args.classes, args.k, args.layout,

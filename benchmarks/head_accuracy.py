@@ -20,13 +20,13 @@ from torch import nn
 
 from slimrank.compress.channels.features import Moments, Votes, cached, classifier, features, survey
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.choosing import SELECTS, VOTING, centred, choose, saliency
-from slimrank.compress.coarse import confusable, mean_scores, probe_recall, trained_scores
-from slimrank.compress.fitting import assemble, decisions, refitted, top1, trained, truncated
-from slimrank.compress.head import with_head
-from slimrank.compress.head_latency import low_rank
+from slimrank.compress.head.cluster import Subspaces, cocluster, fold
+from slimrank.compress.head.fit import assemble, decisions, refitted, top1, trained, truncated
+from slimrank.compress.head.select import SELECTS, VOTING, centred, choose, saliency
+from slimrank.compress.head.specialize import with_head
+from slimrank.compress.head.timing import low_rank
+from slimrank.compress.head.two_level import confusable, mean_scores, probe_recall, trained_scores
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.tiling import Subspaces, cocluster, fold
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor

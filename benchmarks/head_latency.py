@@ -19,7 +19,7 @@ import torch
 from rows import OutOfTime, Rows
 from torch import nn
 
-from slimrank.compress.head_latency import LowRank, candidates, fastest_first, shape, time_heads, two_level_groups
+from slimrank.compress.head.timing import LowRank, candidates, fastest_first, shape, time_heads, two_level_groups
 from slimrank.evaluate.latency import machine
 from slimrank.evaluate.macs import count
 

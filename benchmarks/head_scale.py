@@ -17,11 +17,11 @@ import torch
 from rows import Rows
 
 from slimrank.compress.channels.features import Cached, Moments
-from slimrank.compress.choosing import centred, saliency
-from slimrank.compress.coarse import confusable, probe_recall, trained_scores
-from slimrank.compress.fitting import assemble, refitted
-from slimrank.compress.head_latency import low_rank
-from slimrank.compress.tiling import cocluster, dealt
+from slimrank.compress.head.cluster import cocluster, dealt
+from slimrank.compress.head.fit import assemble, refitted
+from slimrank.compress.head.select import centred, saliency
+from slimrank.compress.head.timing import low_rank
+from slimrank.compress.head.two_level import confusable, probe_recall, trained_scores
 from slimrank.evaluate.latency import Runner, machine
 from slimrank.export.to_onnx import export
 

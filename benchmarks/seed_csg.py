@@ -20,10 +20,10 @@ from rows import RESULTS, OutOfTime, Rows, two_networks
 from slimrank.compress.channels.features import classifier, features, vote
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.classwise import overlap
-from slimrank.compress.fitting import assemble, truncated
-from slimrank.compress.head import with_head
+from slimrank.compress.head.cluster import Subspaces
+from slimrank.compress.head.fit import assemble, truncated
+from slimrank.compress.head.specialize import with_head
 from slimrank.compress.network.checkpoint import load, save
-from slimrank.compress.tiling import Subspaces
 from slimrank.compress.training import gates
 from slimrank.compress.training.gates import Csg
 from slimrank.compress.training.loop import train

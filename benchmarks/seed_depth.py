@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from rows import OutOfTime, Rows
 
-from slimrank.compress.head import specialize
-from slimrank.compress.head_options import HeadOptions
+from slimrank.compress.head.options import HeadOptions
+from slimrank.compress.head.specialize import specialize
 from slimrank.compress.network.checkpoint import load
 from slimrank.evaluate.data import open_data
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from rows import RESULTS, OutOfTime, Rows
 
-from slimrank.compress.head import specialize
-from slimrank.compress.head_options import HeadOptions
+from slimrank.compress.head.options import HeadOptions
+from slimrank.compress.head.specialize import specialize
+from slimrank.compress.head.sweep import sweep
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.sweep import sweep
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor

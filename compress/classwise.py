@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .channels.features import Batches, Moments, Votes
-from .choosing import centred
+from .head.select import centred
 
 DRAWS = 5  # of noise for each image
 

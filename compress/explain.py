@@ -29,7 +29,7 @@ from .channels.tracing import channel_map
 from .classwise import Means, class_features, noise_test, overlap
 from .filterwise import Survey, colour_order, kernel_colour, redundancy
 from .filterwise import survey as watched
-from .head_options import default_k
+from .head.options import default_k
 from .network.checkpoint import Checkpoint
 from .rankers import car
 from .rankers.scores import FilterScores

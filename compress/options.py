@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from ..errors import SlimrankError, near
 from ..evaluate.latency import check_settings
-from .choosing import GATES
-from .head_options import HeadOptions
+from .head.options import HeadOptions
+from .head.select import GATES
 from .pruning.budget import Cut
 from .rankers import DATA_FREE, DEFAULT, ranker
 from .training.recipe import Recipe

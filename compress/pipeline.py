@@ -26,8 +26,8 @@ from ..files import read_json, ready, write_json, write_text
 from .channels.groups import ChannelMap, stays
 from .channels.tracing import channel_map
 from .evaluation import compared, onnx_metadata
-from .head import specialize
-from .head_options import NotFaster
+from .head.options import NotFaster
+from .head.specialize import specialize
 from .network.checkpoint import SEEN, Checkpoint, load, save
 from .network.subspace import INT8
 from .options import Options, typed

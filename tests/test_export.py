@@ -6,10 +6,10 @@ import onnxruntime
 import pytest
 import torch
 
-from slimrank.compress import head_latency
 from slimrank.compress.evaluation import compared, onnx_metadata
-from slimrank.compress.head import with_head
-from slimrank.compress.head_latency import Timed, bench, low_rank, shape
+from slimrank.compress.head import timing as head_latency
+from slimrank.compress.head.specialize import with_head
+from slimrank.compress.head.timing import Timed, bench, low_rank, shape
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load
 from slimrank.errors import SlimrankError

@@ -9,14 +9,14 @@ from torch import nn
 
 from slimrank.compress.channels.features import Cached, Coverage, Moments, Votes, cached, features, survey, vote
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.choosing import SELECTS, centred, choose, pursuit, saliency
-from slimrank.compress.coarse import confusable, mean_scores, trained_scores
-from slimrank.compress.fitting import assemble, refitted, top1, trained, truncated
-from slimrank.compress.head import with_head
+from slimrank.compress.head.cluster import Subspaces, assigned, cocluster, fold
+from slimrank.compress.head.fit import assemble, refitted, top1, trained, truncated
+from slimrank.compress.head.select import SELECTS, centred, choose, pursuit, saliency
+from slimrank.compress.head.specialize import with_head
+from slimrank.compress.head.two_level import confusable, mean_scores, trained_scores
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.network.subspace import LAYOUTS, SubspaceLinear, sizes
-from slimrank.compress.tiling import Subspaces, assigned, cocluster, fold
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 
@@ -233,7 +233,7 @@ def test_dead_and_doubled_features_do_no_harm():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 30), st.integers(1, 6))
 def test_assignments_are_balanced_and_the_greedy_one_is_near_the_optimum(seed, items, bins):
-    from slimrank.compress import tiling
+    from slimrank.compress.head import cluster as tiling
     from slimrank.compress.network.subspace import sizes
 
     value = torch.rand(items, bins, generator=torch.Generator().manual_seed(seed))

@@ -118,8 +118,8 @@ def lively(model: nn.Module, images: Tensor) -> nn.Module:
 
 def decomposed(dense: nn.Linear, index: Tensor, layout: str = "gather"):
     """The paper's head: the dense weights at the chosen features, [classes, k]."""
-    from slimrank.compress.fitting import assemble, truncated
-    from slimrank.compress.tiling import Subspaces
+    from slimrank.compress.head.cluster import Subspaces
+    from slimrank.compress.head.fit import assemble, truncated
 
     weight = dense.weight.detach()
     bias = torch.zeros(len(weight)) if dense.bias is None else dense.bias.detach()

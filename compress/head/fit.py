@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import SlimrankError, near
-from .channels.features import Cached, Moments
-from .choosing import CHUNK
-from .network.subspace import SubspaceLinear, sizes
-from .tiling import Subspaces
+from ...errors import SlimrankError, near
+from ..channels.features import Cached, Moments
+from ..network.subspace import SubspaceLinear, sizes
+from .cluster import Subspaces
+from .select import CHUNK
 
 FITS = ("truncate", "refit", "train")
 Head = TypeVar("Head", bound=torch.nn.Module)

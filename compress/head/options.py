@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import SlimrankError, near
-from ..evaluate.latency import check_settings
-from .choosing import VOTING, check_select
-from .fitting import check_fit
-from .network.subspace import INT8, LAYOUTS, check_tile
+from ...errors import SlimrankError, near
+from ...evaluate.latency import check_settings
+from ..network.subspace import INT8, LAYOUTS, check_tile
+from .fit import check_fit
+from .select import VOTING, check_select
 
 AGREEMENT, DROP = 0.99, 0.01
 

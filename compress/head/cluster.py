@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SlimrankError
-from .channels.groups import ChannelMap, captured
-from .choosing import CHUNK
-from .network.subspace import sizes
-from .pruning.surgery import replace_tensor
+from ...errors import SlimrankError
+from ..channels.groups import ChannelMap, captured
+from ..network.subspace import sizes
+from ..pruning.surgery import replace_tensor
+from .select import CHUNK
 
 EXACT = 1024  # items that are assigned to bins at the optimum; more go greedily
 SAMPLE = 4096  # classes that the tiles are found on

@@ -9,22 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import SlimrankError
-from ..evaluate.accuracy import predictor
-from ..evaluate.data import Data, Images
-from . import coarse
-from .channels.features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
-from .channels.groups import ChannelMap
-from .channels.tracing import channel_map
-from .choosing import VOTING, centred, choose, saliency
-from .fitting import Trained, assemble, decisions, refitted, top1, trained, truncated
-from .head_latency import Timed, candidates, fastest_first, two_level_groups
-from .head_options import HeadOptions, HeadResult, NotFaster, default_k
-from .network.checkpoint import Checkpoint
-from .network.subspace import INT8, SubspaceLinear, check_probe
-from .pruning.surgery import cut
-from .tiling import Subspaces, cocluster, fold
-from .training import gates
+from ...errors import SlimrankError
+from ...evaluate.accuracy import predictor
+from ...evaluate.data import Data, Images
+from ..channels.features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
+from ..channels.groups import ChannelMap
+from ..channels.tracing import channel_map
+from ..network.checkpoint import Checkpoint
+from ..network.subspace import INT8, SubspaceLinear, check_probe
+from ..pruning.surgery import cut
+from ..training import gates
+from . import two_level as coarse
+from .cluster import Subspaces, cocluster, fold
+from .fit import Trained, assemble, decisions, refitted, top1, trained, truncated
+from .options import HeadOptions, HeadResult, NotFaster, default_k
+from .select import VOTING, centred, choose, saliency
+from .timing import Timed, candidates, fastest_first, two_level_groups
 
 CACHE = 2**31  # bytes of features that training a head may hold
 WIDTH = 16  # channels that ONNX Runtime pays for together: unread features are cut in such steps

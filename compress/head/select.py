@@ -11,8 +11,8 @@ What all classes share moves no softmax, so contribution and omp read W less its
 import torch
 from torch import Tensor
 
-from ..errors import SlimrankError, near
-from .channels.features import Moments, Votes
+from ...errors import SlimrankError, near
+from ..channels.features import Moments, Votes
 
 SELECTS = ("histogram", "contribution", "omp", "weights", "weights+histogram")
 GATES = "gates"  # chosen by gates.py

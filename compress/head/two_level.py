@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .channels.features import Cached
-from .choosing import CHUNK
-from .fitting import fit_adam
-from .network.subspace import SubspaceLinear, sizes
-from .tiling import SAMPLE, assigned, dealt, ward
+from ..channels.features import Cached
+from ..network.subspace import SubspaceLinear, sizes
+from .cluster import SAMPLE, assigned, dealt, ward
+from .fit import fit_adam
+from .select import CHUNK
 
 ROUNDS = 20
 

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import SlimrankError
-from ..evaluate.data import Data
-from ..evaluate.plots import heat
-from ..files import write_text
-from .channels.features import Moments, Votes, cached, classifier, features
-from .channels.tracing import channel_map
-from .choosing import centred
-from .fitting import assemble, refitted, top1, truncated
-from .network.checkpoint import Checkpoint
-from .tiling import Subspaces
+from ...errors import SlimrankError
+from ...evaluate.data import Data
+from ...evaluate.plots import heat
+from ...files import write_text
+from ..channels.features import Moments, Votes, cached, classifier, features
+from ..channels.tracing import channel_map
+from ..network.checkpoint import Checkpoint
+from .cluster import Subspaces
+from .fit import assemble, refitted, top1, truncated
+from .select import centred
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SlimrankError, near
-from ..evaluate.latency import Comparison, compare
-from ..evaluate.macs import count
-from ..export.quantize import quantized
-from ..export.to_onnx import export, size
-from .channels.features import classifier
-from .channels.tracing import channel_map
-from .network.checkpoint import Checkpoint
-from .network.subspace import INT8, SubspaceLinear, check_probe, check_tile, rescored
+from ...errors import SlimrankError, near
+from ...evaluate.latency import Comparison, compare
+from ...evaluate.macs import count
+from ...export.quantize import quantized
+from ...export.to_onnx import export, size
+from ..channels.features import classifier
+from ..channels.tracing import channel_map
+from ..network.checkpoint import Checkpoint
+from ..network.subspace import INT8, SubspaceLinear, check_probe, check_tile, rescored
 
 GROUPS = (2, 4, 8, 16, 32)  # that `auto` tries, of five classes or more each: every group costs a node
 FEW = 20_000  # indices that a gather may copy, at about 9 ns each, to be worth a try
