@@ -163,8 +163,8 @@ def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def explain(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """which features each class lives on, what filters answer to, and the concepts that they detect"""
-    from slimrank.compress.explain import ExplainOptions, check_out, save
-    from slimrank.compress.explain import explain as explained
+    from slimrank.compress.explain.explain import ExplainOptions, check_out, save
+    from slimrank.compress.explain.explain import explain as explained
 
     check_out(args.out)
     given = checkpoint(args)

@@ -22,7 +22,7 @@ from rows import OutOfTime, Rows
 from torch import Tensor, nn
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.responses import Responses
+from slimrank.compress.explain.responses import Responses
 from slimrank.compress.training.block_norm import BlockNorm, without_vanished
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe

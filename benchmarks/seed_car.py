@@ -17,10 +17,10 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.filterwise import colour_order, kernel_colour, redundancy, survey
+from slimrank.compress.explain.filters import colour_order, kernel_colour, redundancy, survey
+from slimrank.compress.explain.responses import Responses
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.rankers.car import rank
-from slimrank.compress.responses import Responses
 from slimrank.evaluate.data import open_data
 
 LAYERS, FIRST, IMAGES = {"conv1": 17, "layer1.0.conv1": 14}, 20, 500  # with the paper's counts

@@ -19,7 +19,7 @@ from rows import RESULTS, OutOfTime, Rows, two_networks
 
 from slimrank.compress.channels.features import classifier, features, vote
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.classwise import overlap
+from slimrank.compress.explain.classes import overlap
 from slimrank.compress.head.cluster import Subspaces
 from slimrank.compress.head.fit import assemble, truncated
 from slimrank.compress.head.specialize import with_head

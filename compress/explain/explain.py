@@ -16,25 +16,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SlimrankError
-from ..evaluate import pictures
-from ..evaluate.concepts import Concepts, generate
-from ..evaluate.data import Data, Images, readable
-from ..evaluate.dissection import Dissection, dissect
-from ..evaluate.explain_page import html
-from ..files import ready, write_json, write_text
-from .channels.features import Moments, Votes, classifier, features, survey
-from .channels.groups import ChannelMap
-from .channels.tracing import channel_map
-from .classwise import Means, class_features, noise_test, overlap
-from .filterwise import Survey, colour_order, kernel_colour, redundancy
-from .filterwise import survey as watched
-from .head.options import default_k
-from .network.checkpoint import Checkpoint
-from .rankers import car
-from .rankers.scores import FilterScores
+from ...errors import SlimrankError
+from ...evaluate import pictures
+from ...evaluate.concepts import Concepts, generate
+from ...evaluate.data import Data, Images, readable
+from ...evaluate.dissection import Dissection, dissect
+from ...evaluate.explain_page import html
+from ...files import ready, write_json, write_text
+from ..channels.features import Moments, Votes, classifier, features, survey
+from ..channels.groups import ChannelMap
+from ..channels.tracing import channel_map
+from ..head.options import default_k
+from ..network.checkpoint import Checkpoint
+from ..rankers import car
+from ..rankers.scores import FilterScores
+from ..training import gates
+from .classes import Means, class_features, noise_test, overlap
+from .filters import Survey, colour_order, kernel_colour, redundancy
+from .filters import survey as watched
 from .responses import Responses
-from .training import gates
 
 LAYERS = 4  # groups that are looked at unless --layer names others
 IMAGES = 500  # validation images that filters are scored and watched on, without --limit

@@ -11,8 +11,8 @@ import torch
 from scipy.stats import hypergeom, spearmanr
 from torch import Tensor
 
-from ..evaluate.data import Preprocessing
-from .channels.features import Moments
+from ...evaluate.data import Preprocessing
+from ..channels.features import Moments
 from .responses import Responses
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .channels.features import Batches, Moments, Votes
-from .head.select import centred
+from ..channels.features import Batches, Moments, Votes
+from ..head.select import centred
 
 DRAWS = 5  # of noise for each image
 

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from ..errors import SlimrankError
-from .channels.groups import CONVS, ChannelMap, captured
+from ...errors import SlimrankError
+from ..channels.groups import CONVS, ChannelMap, captured
 
 
 class Responses:
