@@ -29,7 +29,7 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def inspect(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """layers, filter groups, what can be pruned, what not and why"""
-    from slimrank.compress.inspection import inspect
+    from slimrank.compress.stages.inspect import inspect
 
     if args.time:
         from slimrank.evaluate.latency import check_settings
@@ -43,7 +43,7 @@ def inspect(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """accuracy of a checkpoint or an .onnx file on the test split"""
-    from slimrank.compress import evaluation
+    from slimrank.compress.stages import evaluation
 
     if str(args.checkpoint).endswith(".onnx"):
         found = evaluation.of_onnx(args.checkpoint, opener(args), reading(args), args.providers[0], args.split)
@@ -54,7 +54,8 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def rank(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """score every filter; writes a scores file and a bar chart"""
-    from slimrank.compress import rankers, ranking
+    from slimrank.compress import rankers
+    from slimrank.compress.stages import ranking
     from slimrank.files import output
 
     output(args.out, ".json")
@@ -80,8 +81,8 @@ def compare_ranks(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def prune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """cut the filters that matter least, to a budget"""
-    from slimrank.compress import ranking
     from slimrank.compress.pruning.budget import Cut
+    from slimrank.compress.stages import ranking
     from slimrank.files import output
 
     output(args.out, ".safetensors", args.checkpoint)
@@ -105,8 +106,8 @@ def prune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def sensitivity(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """accuracy of every layer against its own ratio, before fine-tuning; a scores file for --scope global, and a figure"""
-    from slimrank.compress import ranking
     from slimrank.compress.rankers.sensitivity import table
+    from slimrank.compress.stages import ranking
     from slimrank.files import output
 
     output(args.out, ".json")
@@ -176,7 +177,7 @@ def explain(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def export(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """write ONNX and compare it with PyTorch"""
-    from slimrank.compress import evaluation
+    from slimrank.compress.stages import evaluation
     from slimrank.files import output
 
     output(args.out, ".onnx", args.checkpoint)

@@ -20,7 +20,7 @@ from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.ranking import calibration
+from slimrank.compress.stages.ranking import calibration
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import Recipe

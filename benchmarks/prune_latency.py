@@ -25,7 +25,7 @@ from slimrank.compress.pruning.budget import Cut, plan
 from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.ranking import calibration
+from slimrank.compress.stages.ranking import calibration
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import Recipe

@@ -25,7 +25,6 @@ from ..export.to_onnx import export, size
 from ..files import read_json, ready, write_json, write_text
 from .channels.groups import ChannelMap, stays
 from .channels.tracing import channel_map
-from .evaluation import compared, onnx_metadata
 from .head.options import NotFaster
 from .head.specialize import specialize
 from .network.checkpoint import SEEN, Checkpoint, load, save
@@ -39,7 +38,8 @@ from .pruning.select import guarded, uniform
 from .pruning.surgery import prune
 from .rankers import ranker
 from .rankers.scores import FilterScores
-from .ranking import calibration, scored
+from .stages.evaluation import compared, onnx_metadata
+from .stages.ranking import calibration, scored
 from .training.loop import train
 from .training.recalibrate import recalibrate
 

@@ -6,12 +6,12 @@ import onnxruntime
 import pytest
 import torch
 
-from slimrank.compress.evaluation import compared, onnx_metadata
 from slimrank.compress.head import timing as head_latency
 from slimrank.compress.head.specialize import with_head
 from slimrank.compress.head.timing import Timed, bench, low_rank, shape
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load
+from slimrank.compress.stages.evaluation import compared, onnx_metadata
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import PROVIDERS, Comparison, Runner, compare, interleaved

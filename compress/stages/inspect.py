@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..evaluate.macs import Macs, count
-from .channels.tracing import channel_map
-from .network.checkpoint import Checkpoint
-from .pruning.costs import measure, unit_step
-from .pruning.select import runtime_block
+from ...evaluate.macs import Macs, count
+from ..channels.tracing import channel_map
+from ..network.checkpoint import Checkpoint
+from ..pruning.costs import measure, unit_step
+from ..pruning.select import runtime_block
 
 
 @dataclass(frozen=True)

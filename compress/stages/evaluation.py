@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from .. import __version__
-from ..errors import SlimrankError
-from ..evaluate.accuracy import Accuracy, accuracy, predictor
-from ..evaluate.data import Data, Preprocessing
-from ..evaluate.latency import Runner
-from ..export.parity import Parity, parity
-from ..export.to_onnx import export as to_onnx
-from ..export.to_onnx import metadata, size
-from .network.checkpoint import Checkpoint
+from ... import __version__
+from ...errors import SlimrankError
+from ...evaluate.accuracy import Accuracy, accuracy, predictor
+from ...evaluate.data import Data, Preprocessing
+from ...evaluate.latency import Runner
+from ...export.parity import Parity, parity
+from ...export.to_onnx import export as to_onnx
+from ...export.to_onnx import metadata, size
+from ..network.checkpoint import Checkpoint
 
 Opener = Callable[[Preprocessing], Data]
 RANDOM_INPUTS = 64

@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import SlimrankError
-from ..evaluate.accuracy import accuracy, predictor
-from ..evaluate.data import Batches, Data, Preprocessing
-from ..evaluate.macs import count
-from ..evaluate.plots import bars, curves
-from ..files import ready, write_text
-from .channels.tracing import channel_map
-from .network.checkpoint import Checkpoint, save
-from .pruning import surgery
-from .pruning.budget import Cut, within_drop
-from .pruning.budget import plan as planned
-from .pruning.costs import Costs
-from .pruning.plan import PruningPlan
-from .rankers import DATA_FREE, DEFAULT, ENOUGH, OPTIONS, SPLIT, ranker
-from .rankers.scores import FilterScores
-from .rankers.sensitivity import sensitivity
-from .training.gates import cut_along
-from .training.loop import train
-from .training.recalibrate import IMAGES, recalibrate
-from .training.recipe import Recipe
+from ...errors import SlimrankError
+from ...evaluate.accuracy import accuracy, predictor
+from ...evaluate.data import Batches, Data, Preprocessing
+from ...evaluate.macs import count
+from ...evaluate.plots import bars, curves
+from ...files import ready, write_text
+from ..channels.tracing import channel_map
+from ..network.checkpoint import Checkpoint, save
+from ..pruning import surgery
+from ..pruning.budget import Cut, within_drop
+from ..pruning.budget import plan as planned
+from ..pruning.costs import Costs
+from ..pruning.plan import PruningPlan
+from ..rankers import DATA_FREE, DEFAULT, ENOUGH, OPTIONS, SPLIT, ranker
+from ..rankers.scores import FilterScores
+from ..rankers.sensitivity import sensitivity
+from ..training.gates import cut_along
+from ..training.loop import train
+from ..training.recalibrate import IMAGES, recalibrate
+from ..training.recipe import Recipe
 
 Opener = Callable[[Preprocessing], Data]
 
