@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError, near
-
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from ..network.resize import CONVS
 
 
 @dataclass(frozen=True)

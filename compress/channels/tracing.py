@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...errors import SlimrankError
-from .groups import CONVS, ChannelMap, Group
+from ..network.resize import CONVS
+from .groups import ChannelMap, Group
 from .ties import Ties
 
 NONE = -1  # the label of what no filter made: the image, constants, padding

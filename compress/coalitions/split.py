@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...errors import SlimrankError
-from ..channels.groups import CONVS, ChannelMap
+from ..channels.groups import ChannelMap
+from ..network.resize import CONVS
 
 
 class Site(nn.Module):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError
-from ..channels.groups import CONVS, ChannelMap, captured
+from ..channels.groups import ChannelMap, captured
+from ..network.resize import CONVS
 
 
 class Responses:

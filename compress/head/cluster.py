@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap, captured
+from ..network.resize import replace_tensor
 from ..network.subspace import sizes
-from ..pruning.surgery import replace_tensor
 from .select import CHUNK
 
 EXACT = 1024  # items that are assigned to bins at the optimum; more go greedily

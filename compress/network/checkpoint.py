@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ...evaluate.data import Data, Preprocessing
 from ...files import whole
-from ..pruning.surgery import fit_attributes, replace_tensor
 from . import models
+from .resize import fit_attributes, replace_tensor
 from .subspace import SubspaceLinear
 
 FORMAT = 1

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from ...evaluate.kernels import matrices, profile
 from ...export.to_onnx import export
-from ..channels.groups import CONVS, ChannelMap, Group, stays
+from ..channels.groups import ChannelMap, Group, stays
+from ..network.resize import CONVS
 from .surgery import cut
 
 COPIES = 6

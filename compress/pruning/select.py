@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError, near
-from ..channels.groups import CONVS, ChannelMap, Group
+from ..channels.groups import ChannelMap, Group
+from ..network.resize import CONVS
 from ..rankers.scores import FilterScores
 from .costs import GRAIN, Costs, unit_step
 from .plan import PruningPlan

@@ -19,7 +19,8 @@ from torch_pruning.pruner import function, importance
 from tqdm import tqdm
 
 from ...errors import SlimrankError
-from ..channels.groups import CONVS, ChannelMap, Group
+from ..channels.groups import ChannelMap, Group
+from ..network.resize import CONVS
 from .scores import FilterScores
 
 NORMS = nn.modules.batchnorm._BatchNorm
