@@ -23,7 +23,7 @@ from .toy_models import decomposed
 
 FRESH = """
 import sys, torch
-from slimrank.compress.checkpoint import load
+from slimrank.compress.network.checkpoint import load
 
 c = load(sys.argv[1])
 assert "torch_pruning" not in sys.modules
