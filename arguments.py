@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,17 @@ def floats(text: str) -> tuple[float, ...]:
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         self.exit(2, f"error: {message}; `{self.prog} --help` lists what it takes\n")
+
+
+def flags() -> dict[str, str]:
+    """The flag of every parameter that some verb takes, by the parameter's name."""
+    verbs = next(a for a in parser(defaultdict(lambda: pair))._actions if isinstance(a, argparse._SubParsersAction))
+    every = {}
+    for verb in verbs.choices.values():
+        for action in verb._actions:
+            if action.option_strings:
+                every[action.dest] = next(s for s in action.option_strings if s.startswith("--"))
+    return every
 
 
 def parser(functions: dict[str, Callable[..., Any]]) -> Parser:

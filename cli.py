@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slimrank.arguments import parser
-from slimrank.errors import SlimrankError, near
+from slimrank.arguments import flags, parser
+from slimrank.errors import SlimrankError, flagged, near
 
 
 def train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -319,7 +319,7 @@ def main(argv: list[str] | None = None) -> int:
     except SlimrankError as error:
         if args.debug:
             raise
-        say("error: " + " ".join(str(error).split()))
+        say("error: " + flagged(" ".join(str(error).split()), flags()))
         return 1
     except KeyboardInterrupt:
         goes_on = ("compress", "demo", "train", "finetune")

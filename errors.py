@@ -1,8 +1,20 @@
 """The one exception users see."""
 
+import re
+from collections.abc import Mapping
+
 
 class SlimrankError(Exception):
-    """Bad input, told in one line: what, why, what to do."""
+    """Bad input, told in one line: what, why, what to do.
+
+    A parameter stands between backticks, as in "`min_filters` is 0, must be at least 1". Python users read it so; the
+    command line prints its flag (`flagged`).
+    """
+
+
+def flagged(message: str, flags: Mapping[str, str]) -> str:
+    """The message as the command line prints it: parameters between backticks become their flags; other quotes stay."""
+    return re.sub(r"`([a-z0-9_]+)`", lambda match: flags.get(match[1], match[0]), message)
 
 
 def near(name: str, known: list[str] | tuple[str, ...]) -> str:
