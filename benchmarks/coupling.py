@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import torch_pruning
 from torch import nn
 
-from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.network.models import PadShortcut

@@ -19,7 +19,7 @@ import time
 import torch
 from rows import OutOfTime, Rows
 
-from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.network.checkpoint import load

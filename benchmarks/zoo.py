@@ -26,7 +26,7 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.cli import main as slimrank
-from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load

@@ -144,7 +144,7 @@ class Head(nn.Module):
 
 def chain(model: nn.Module, choose: Choose, folder: Any) -> dict[str, Any]:
     """Prune by a random budget; masked against sliced in float64, sliced against ONNX Runtime. What was seen, as a dict."""
-    from slimrank.compress.channels.groups import masked
+    from slimrank.compress.channels.masking import masked
     from slimrank.compress.channels.tracing import channel_map
     from slimrank.compress.pruning.select import select
     from slimrank.compress.pruning.surgery import prune

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.masking import masked
 
 
 def masked_by_weights(model: nn.Module, conv: str, norm: str, unit: int) -> nn.Module:

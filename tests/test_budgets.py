@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import models
 from slimrank.compress.pruning import budget as cutting

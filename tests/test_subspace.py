@@ -293,7 +293,7 @@ def test_cutting_features_is_masking_them():
 
 
 def test_a_specialised_network_can_be_pruned():
-    from slimrank.compress.channels.groups import masked
+    from slimrank.compress.channels.masking import masked
     from slimrank.compress.pruning.surgery import cut
 
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import models
 from slimrank.compress.pruning.surgery import cut

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slimrank.compress.channels.groups import masked
+from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import Checkpoint, load, save

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError
 from ..network.subspace import SubspaceLinear
-from .groups import ChannelMap, captured
+from .groups import ChannelMap
+from .masking import captured
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # features [images, m], labels [images]
 Keeper = Callable[[Tensor, Tensor], None]

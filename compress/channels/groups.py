@@ -1,17 +1,13 @@
-"""Filters that belong together, and how to mask and watch them.
+"""Filters that belong together.
 
 Every filter carries a label through the network (tracing.py). Where two labels are tied, their filters are one *unit*:
 they go together or stay together. Units of the same layers form a *group*.
-
-"Removed" means the network that surgery would leave, so `masked` zeroes a unit where the next layer reads it, after
-BatchNorm and activation (algorithms.md, section 0). The test that gates the project: masked logits == sliced logits.
 
 A module that maps channels in its own way (resnet-cifar's shortcut, SubspaceLinear) offers
 `slice_channels(keep_in, keep_out)`; it then counts as one reader and one writer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,38 +121,3 @@ class ChannelMap:
 def stays(units: Tensor, gone: Tensor) -> Tensor:
     """Boolean, shaped like `units`: the channels that remain when the units in `gone` are cut."""
     return ~(gone[units.clamp_min(0)] & (units >= 0))
-
-
-@contextmanager
-def masked(model: nn.Module, channels: ChannelMap, gone: Tensor) -> Iterator[None]:
-    """Within the context, the units in `gone` ([all units], boolean) read as zero everywhere: the pruned network, unshrunk."""
-    with ExitStack() as stack:
-        for name, units in channels.reads.items():
-            keep = stays(units, gone)
-            if bool(keep.all()):
-                continue
-            module = model.get_submodule(name)
-            hook = _zeroing(keep, -1 if isinstance(module, nn.Linear) else 1)
-            stack.callback(module.register_forward_pre_hook(hook).remove)
-        yield
-
-
-@contextmanager
-def captured(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Within the context, every forward pass leaves what each layer read (its input tensor) in the yielded dict."""
-    seen: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for name in layers:
-            hook = lambda _module, inputs, name=name: seen.__setitem__(name, inputs[0])  # noqa: E731
-            stack.callback(model.get_submodule(name).register_forward_pre_hook(hook).remove)
-        yield seen
-
-
-def _zeroing(keep: Tensor, axis: int):
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]):
-        x = inputs[0]
-        shape = [1] * x.dim()
-        shape[axis] = -1
-        return (x * keep.to(x).view(shape), *inputs[1:])
-
-    return hook

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError
-from ..channels.groups import ChannelMap, captured
+from ..channels.groups import ChannelMap
+from ..channels.masking import captured
 from ..network.resize import replace_tensor
 from ..network.subspace import sizes
 from .select import CHUNK

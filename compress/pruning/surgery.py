@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError
-from ..channels.groups import ChannelMap, masked, stays
+from ..channels.groups import ChannelMap, stays
+from ..channels.masking import masked
 from ..network.resize import fit_attributes, replace_tensor
 from .plan import PruningPlan
 

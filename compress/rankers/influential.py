@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError
 from ..channels.features import vote
-from ..channels.groups import ChannelMap, captured
+from ..channels.groups import ChannelMap
+from ..channels.masking import captured
 from .scores import FilterScores
 
 SHARE = 0.25  # of a group's units each image votes for, unless k1 is given

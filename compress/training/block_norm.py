@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError
-from ..channels.groups import ChannelMap, Group, captured
+from ..channels.groups import ChannelMap, Group
+from ..channels.masking import captured
 from ..network.resize import CONVS
 from ..network.subspace import sizes
 from ..pruning.surgery import cut
