@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .compress.training.recipe import read_block_norm
 
 RANKERS = "influential, l1, car, shapley, switch, random; torch-pruning's taylor, bn-scale, fpgm, lamp"
 
@@ -42,15 +43,6 @@ def coverage(text: str) -> int | float:
     """A number of votes, or coverage:SHARE of the l1 norm."""
     kind, colon, share = text.partition(":")
     return float(share) if colon and kind == "coverage" else int(text)
-
-
-def block_norm(text: str) -> tuple[float, float, int, float]:
-    """P,Q,GROUPS,LAMBDA; P and Q may be inf."""
-    try:
-        p, q, groups, strength = text.split(",")
-        return float(p), float(q), int(groups), float(strength)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not P,Q,GROUPS,LAMBDA, four numbers as 2,1,5,0.1") from error
 
 
 def floats(text: str) -> tuple[float, ...]:
@@ -189,7 +181,7 @@ def parser(functions: dict[str, Callable[..., Any]]) -> Parser:
     made = writes(verb("train", model, data(True), training(20, 0.1)), "slim checkpoint to write")
     made.add_argument("--from", dest="start", type=Path, metavar="CKPT", help="start from this checkpoint")
     made.add_argument(
-        "--block-norm", type=block_norm, metavar="P,Q,GROUPS,LAMBDA",
+        "--block-norm", type=read_block_norm, metavar="P,Q,GROUPS,LAMBDA",
         help="groups of filters that vanish together and are cut, as 2,1,5,1e-3 (in place of weight decay)",
     )  # fmt: skip
     made.add_argument("--activation-norm", type=float, help="weight of: filters of a group fire in the same region")

@@ -248,23 +248,17 @@ def recipe(args: argparse.Namespace) -> Any:
     from slimrank.compress.training.recipe import Recipe
 
     return Recipe(
-        args.epochs, args.lr, augment=args.augment, smoothing=args.label_smoothing, patience=args.patience,
+        args.epochs, args.lr, augment=args.augment, label_smoothing=args.label_smoothing, patience=args.patience,
         precision=args.precision, seed=args.seed, device=args.device, teacher_share=getattr(args, "teacher_share", 0.5),
     )  # fmt: skip
 
 
 def interpretable(args: argparse.Namespace) -> Any:
     """The recipe of `train`, which alone knows block norm and gates."""
-    from dataclasses import replace
+    from slimrank.compress.training.recipe import Interpretable
 
-    from slimrank.compress.training.block_norm import BlockNorm
-    from slimrank.compress.training.gates import Csg
-
-    p, q, groups, strength = args.block_norm or (2.0, 1.0, 5, 0.0)
-    norm = BlockNorm(p, q, groups, strength, args.activation_norm or 0.0, args.spatial_norm or 0.0)
-    wanted = any(given is not None for given in (args.block_norm, args.activation_norm, args.spatial_norm))
-    csg = Csg(0) if args.start else Csg()
-    return replace(recipe(args), block_norm=norm if wanted else None, csg=csg if args.csg else None)
+    asked = Interpretable(args.block_norm, args.activation_norm, args.spatial_norm, args.csg)
+    return asked.added_to(recipe(args), from_scratch=args.start is None)
 
 
 def part(out: Path) -> Path:

@@ -26,7 +26,7 @@ from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import DATA_FREE, ENOUGH, RANKERS, SPLIT
 from slimrank.compress.rankers.scores import FilterScores
-from slimrank.compress.training.loop import train
+from slimrank.compress.training.loop import bf16, train
 from slimrank.compress.training.recalibrate import IMAGES, recalibrate
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, help="part of it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = Rows("prune_accuracy", args.minutes, torch=torch.__version__, bf16=Recipe(1, 0.1).bf16)
+    rows = Rows("prune_accuracy", args.minutes, torch=torch.__version__, bf16=bf16(Recipe(1, 0.1)))
     try:
         if args.only != "resnet18":
             small = Bench("resnet20", load(args.checkpoint, name="resnet20-cifar"), args.data, rows)

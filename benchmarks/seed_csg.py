@@ -25,9 +25,8 @@ from slimrank.compress.head.fit import assemble, truncated
 from slimrank.compress.head.specialize import with_head
 from slimrank.compress.network.checkpoint import load, save
 from slimrank.compress.training import gates
-from slimrank.compress.training.gates import Csg
 from slimrank.compress.training.loop import train
-from slimrank.compress.training.recipe import Recipe
+from slimrank.compress.training.recipe import Csg, Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 

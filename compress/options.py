@@ -57,7 +57,7 @@ class Options:
 
     def recipe(self, epochs: int, lr: float) -> Recipe:
         return Recipe(
-            epochs, lr, augment=self.augment, smoothing=self.label_smoothing, patience=self.patience,
+            epochs, lr, augment=self.augment, label_smoothing=self.label_smoothing, patience=self.patience,
             precision=self.precision, seed=self.seed, device=self.device,
         )  # fmt: skip
 

@@ -12,7 +12,6 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network.models import CifarResnet, Lenet5
 from slimrank.compress.training import gates
 from slimrank.compress.training.block_norm import (
-    BlockNorm,
     Regularizer,
     blocks,
     concentration,
@@ -21,8 +20,8 @@ from slimrank.compress.training.block_norm import (
     omega,
     without_vanished,
 )
-from slimrank.compress.training.gates import Csg, projected
-from slimrank.compress.training.recipe import Recipe
+from slimrank.compress.training.gates import projected
+from slimrank.compress.training.recipe import BlockNorm, Csg, Recipe
 from slimrank.errors import SlimrankError
 
 
@@ -202,9 +201,9 @@ def test_gates_choose_the_widest():
 
 def test_settings_that_cannot_train():
     for norm in (BlockNorm(0.5), BlockNorm(2, 1, 0), BlockNorm(2, 1, 5, -1.0), BlockNorm(math.nan), BlockNorm()):
-        with pytest.raises(SlimrankError, match="--block-norm"):
+        with pytest.raises(SlimrankError, match="`block_norm`"):
             Recipe(1, 0.1, block_norm=norm).check()
-    with pytest.raises(SlimrankError, match="--csg"):
+    with pytest.raises(SlimrankError, match="`csg`"):
         Recipe(5, 0.1, csg=Csg()).check()
     with pytest.raises(SlimrankError, match="one of the two"):
         Recipe(20, 0.1, csg=Csg(), block_norm=BlockNorm(strength=0.1)).check()

@@ -15,7 +15,7 @@ from slimrank.compress.training.recipe import Recipe
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 
-RECIPE = Recipe(4, 0.05, smoothing=0.1)
+RECIPE = Recipe(4, 0.05, label_smoothing=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(digits, tmp_path, monkeyp
         train(model, data.train, data.validation, RECIPE, teacher=teacher, progress=progress)
     monkeypatch.setattr(finetune._Run, "epoch", epoch)
     assert progress.exists()
-    for other in (replace(RECIPE, lr=0.01), replace(RECIPE, smoothing=0.0)):
+    for other in (replace(RECIPE, lr=0.01), replace(RECIPE, label_smoothing=0.0)):
         with pytest.raises(SlimrankError, match="other weights, data or settings"):
             train(model, data.train, data.validation, other, teacher=teacher, progress=progress)
     with pytest.raises(SlimrankError, match="other weights, data or settings"):
@@ -83,17 +83,17 @@ def test_a_diverged_run_says_so(digits):
     _, data = digits
     torch.manual_seed(0)
     unbounded = nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.Linear(50, 50), nn.Linear(50, 10))
-    with pytest.raises(SlimrankError, match=r"diverged in epoch .*; lower --lr from 10"):
+    with pytest.raises(SlimrankError, match=r"diverged in epoch .*; lower `lr` from 10"):
         train(unbounded, data.train, data.validation, Recipe(5, 10, precision="fp32"))
 
 
 def test_bad_recipes():
     for wrong, match in (
-        ({"epochs": 0}, "--epochs"),
-        ({"lr": 0}, "--lr"),
-        ({"smoothing": 1.0}, "--label-smoothing"),
-        ({"teacher_share": -0.1}, "--teacher-share"),
-        ({"patience": 0}, "--patience"),
+        ({"epochs": 0}, "`epochs`"),
+        ({"lr": 0}, "`lr`"),
+        ({"label_smoothing": 1.0}, "`label_smoothing`"),
+        ({"teacher_share": -0.1}, "`teacher_share`"),
+        ({"patience": 0}, "`patience`"),
         ({"precision": "fp8"}, "no precision"),
         ({"augment": "cutout"}, "no augmentation"),
     ):

@@ -1,7 +1,7 @@
 """Train and fine-tune as one call each: checkpoint and data in, checkpoint and result out."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from ..channels.tracing import channel_map
 from ..network import models
 from ..network.checkpoint import Checkpoint, load, save
 from ..training import gates
-from ..training.block_norm import BlockNorm, without_vanished
+from ..training.block_norm import without_vanished
 from ..training.loop import train
-from ..training.recipe import Recipe
+from ..training.recipe import BlockNorm, Recipe
 
 __all__ = ["finetune", "fresh", "from_scratch_or_checkpoint", "save"]
 Opener = Callable[[Preprocessing], Data]
@@ -115,8 +115,8 @@ def _vanished(checkpoint: Checkpoint, norm: BlockNorm) -> tuple[Checkpoint, dict
         off = float((smaller.eval()(example) - checkpoint.model.eval()(example)).abs().max())
     solver = "proximal" if norm.proximal else "subgradient"
     told = f"block norm p={norm.p:g}, q={norm.q:g}, {norm.groups} groups, lambda {norm.strength:g}, {solver} steps: "
-    if norm.activation or norm.spatial:
-        told = f"activation norm {norm.activation:g}, spatial norm {norm.spatial:g}; {told}"
+    if norm.activation_norm or norm.spatial_norm:
+        told = f"activation norm {norm.activation_norm:g}, spatial norm {norm.spatial_norm:g}; {told}"
     if not norm.strength:
         told += "not asked for, nothing vanishes"
     elif found.gone:
@@ -128,7 +128,7 @@ def _vanished(checkpoint: Checkpoint, norm: BlockNorm) -> tuple[Checkpoint, dict
         told += f"\n  {layer:24} norm of each group: {' '.join(f'{size:.3g}' for size in sizes)}"
     told += "".join(f"\n  {n} filters of {layer} stay: a shortcut feeds them" for layer, n in found.fed.items())
     told += "".join(f"\n  all groups of {layer} vanished; one filter stays" for layer in found.kept_alive)
-    kept = {**asdict(norm), "p": str(norm.p), "q": str(norm.q), "solver": solver, **found.to_dict(), "max_abs_diff": off}
+    kept = {**norm.to_dict(), **found.to_dict(), "max_abs_diff": off}
     if found.filters:
         checkpoint = checkpoint.then(smaller, step="prune", ranker="block norm", vanished=found.gone)
     return checkpoint, kept, told

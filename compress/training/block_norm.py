@@ -28,43 +28,9 @@ from ..channels.masking import captured
 from ..network.resize import CONVS
 from ..network.subspace import sizes
 from ..pruning.surgery import cut
+from .recipe import BlockNorm
 
-PROXIMAL = ((2.0, 1.0), (1.0, 1.0))
 NORMS = nn.modules.batchnorm._BatchNorm
-
-
-@dataclass(frozen=True)
-class BlockNorm:
-    """What `--block-norm P,Q,GROUPS,LAMBDA` says; `strength` is lambda. The two other terms have weights of their own."""
-
-    p: float = 2.0
-    q: float = 1.0
-    groups: int = 5
-    strength: float = 0.0
-    activation: float = 0.0
-    spatial: float = 0.0
-
-    def check(self) -> "BlockNorm":
-        for name, value in (("P", self.p), ("Q", self.q)):
-            if not 1 <= value <= math.inf:
-                raise SlimrankError(
-                    f"--block-norm: {name} is {value}, must lie in 1..inf; 2,1,5,1e-3 is the paper's 2,1 in 5 groups"
-                )
-        if self.groups < 1:
-            raise SlimrankError(f"--block-norm: {self.groups} groups; take at least 1")
-        weights = {
-            "--block-norm: LAMBDA": self.strength, "--activation-norm": self.activation, "--spatial-norm": self.spatial,
-        }  # fmt: skip
-        for name, value in weights.items():
-            if not 0 <= value < math.inf:
-                raise SlimrankError(f"{name} is {value}, must be a number, 0 or more")
-        if not any(weights.values()):
-            raise SlimrankError("--block-norm: LAMBDA and the other two weights are 0: nothing is asked for; leave it out")
-        return self
-
-    @property
-    def proximal(self) -> bool:
-        return (self.p, self.q) in PROXIMAL
 
 
 @dataclass(frozen=True)
@@ -86,7 +52,7 @@ def blocks(model: nn.Module, channels: ChannelMap, groups: int) -> list[Blocks]:
     least = min(every, key=lambda group: group.units, default=None)
     if least is not None and groups > least.units:
         raise SlimrankError(
-            f"--block-norm: {groups} groups, layer {least.name} has {least.units} filters; take at most {least.units}"
+            f"`block_norm`: {groups} groups, layer {least.name} has {least.units} filters; take at most {least.units}"
         )
     for group in every:
         mine = torch.repeat_interleave(torch.arange(groups), torch.tensor(sizes(group.units, groups)))
@@ -100,7 +66,7 @@ def blocks(model: nn.Module, channels: ChannelMap, groups: int) -> list[Blocks]:
                 rows[name] = torch.where(inside, mine[units.clamp(0, group.units - 1)], -1)
         found.append(Blocks(group.name, groups, mine, rows))
     if not found:
-        raise SlimrankError("--block-norm: no layer of this network can be pruned; see `slimrank inspect`")
+        raise SlimrankError("`block_norm`: no layer of this network can be pruned; see `slimrank inspect`")
     return found
 
 
@@ -131,7 +97,7 @@ class Regularizer:
         self.options, self.model = options.check(), model
         self.layers = blocks(model, channels, options.groups)
         self.parameters = dict(model.named_parameters())
-        self.maps = self._readers(channels) if options.activation or options.spatial else {}
+        self.maps = self._readers(channels) if options.activation_norm or options.spatial_norm else {}
 
     def _readers(self, channels: ChannelMap) -> dict[str, list[tuple[int, Tensor]]]:
         """For the layer that reads a group's maps: the channels of every group of filters."""
@@ -165,7 +131,7 @@ class Regularizer:
                 a, b = pairs(maps[reader].float(), count, ids, generator)
                 alike.append(distance(a, b))
                 near.append(torch.cat([concentration(a), concentration(b)]).mean())
-        return total + o.activation * torch.stack(alike).mean() + o.spatial * torch.stack(near).mean()
+        return total + o.activation_norm * torch.stack(alike).mean() + o.spatial_norm * torch.stack(near).mean()
 
     @torch.no_grad()
     def shrink(self, lr: float) -> None:

@@ -27,18 +27,7 @@ from ..channels.groups import ChannelMap, stays
 
 RATE = 100.0
 LAMBDA, DENSITY = 1e-3, 0.2
-FIRST, EVERY = 10, 3  # epochs from scratch before the first gated one; one of how many is gated
 BINS = 10
-
-
-@dataclass(frozen=True)
-class Csg:
-    """When epochs are gated; `first` counts from 0."""
-
-    first: int = FIRST
-
-    def gated(self, epoch: int) -> bool:
-        return epoch >= self.first and (epoch - self.first) % EVERY == 0
 
 
 class Gates:
@@ -120,7 +109,7 @@ def measure(model: nn.Module, layer: str, gates: Tensor, batches: Iterable[tuple
         xs.append(x.float().cpu())
         ys.append(labels.cpu())
     if not xs:
-        raise SlimrankError("no images to measure gates on; check --data")
+        raise SlimrankError("no images to measure gates on; check `data`")
     x, labels = torch.cat(xs), torch.cat(ys)
     whole, each = information(x, labels, classes)
     n = len(labels)

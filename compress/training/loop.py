@@ -53,6 +53,15 @@ class Training:
         return f"{epochs}{early} of {self.images:,} images in {self.seconds:.0f} s; validation top-1 {tops}"
 
 
+def bf16(recipe: Recipe) -> bool:
+    """Whether forward and backward run in bfloat16 on this machine."""
+    if recipe.precision != "auto":
+        return recipe.precision == "bf16"
+    if recipe.device != "cpu":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def train(
     model: nn.Module,
     images: Images,
@@ -162,9 +171,9 @@ class _Run:
             total += loss.item() * len(x)
         self.losses.append(total / len(self.images))
         if not torch.isfinite(torch.tensor(self.losses[-1])):
-            less = " or --block-norm's LAMBDA" if recipe.block_norm is not None else ""
+            less = " or `block_norm`'s LAMBDA" if recipe.block_norm is not None else ""
             raise SlimrankError(
-                f"training diverged in epoch {number} (loss {self.losses[-1]}); lower --lr from {recipe.lr}{less}"
+                f"training diverged in epoch {number} (loss {self.losses[-1]}); lower `lr` from {recipe.lr}{less}"
             )
         if self.validation is not None and len(self.validation):
             batches = self.validation.batches(device=recipe.device)
@@ -187,14 +196,14 @@ class _Run:
 
     def of_logits(self, x: Tensor, labels: Tensor) -> Tensor:
         recipe = self.recipe
-        with torch.autocast(torch.device(recipe.device).type, torch.bfloat16, enabled=recipe.bf16):
+        with torch.autocast(torch.device(recipe.device).type, torch.bfloat16, enabled=bf16(recipe)):
             logits = self.model(x)
             soft = None
             if self.teacher is not None:
                 with torch.no_grad():
                     soft = self.teacher(x)
         logits, self.classes = logits.float(), logits.shape[1]
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         if soft is None:
             return loss
         hint = F.kl_div(F.log_softmax(logits / 4, 1), F.softmax(soft.float() / 4, 1), reduction="batchmean")
@@ -206,8 +215,8 @@ class _Run:
         recipe = self.recipe
         options = {
             "batch": self.batch, "weight_decay": self.decay, "augment": self.augment,
-            "teacher": self.teacher is not None, "smoothing": recipe.smoothing, "patience": recipe.patience,
-            "precision": "bf16" if recipe.bf16 else "fp32", "asked": recipe.epochs,
+            "teacher": self.teacher is not None, "smoothing": recipe.label_smoothing, "patience": recipe.patience,
+            "precision": "bf16" if bf16(recipe) else "fp32", "asked": recipe.epochs,
         }  # fmt: skip
         seconds = time.perf_counter() - self.began
         model = self.model.cpu().to(memory_format=torch.contiguous_format).eval()

@@ -1,81 +1,161 @@
-"""How to train: one frozen description of a run, checked before anything is read."""
+"""How to train: one frozen description of a run, checked before anything is read. Free of torch: the parser reads it."""
 
-from dataclasses import dataclass
-
-import torch
+import argparse
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ...errors import SlimrankError, near
-from .block_norm import BlockNorm
-from .gates import Csg
+from ...option import option
 
 AUGMENT = ("none", "shift", "shift+flip")
 PRECISIONS = ("auto", "fp32", "bf16")
+PROXIMAL = ((2.0, 1.0), (1.0, 1.0))  # (p, q) whose proximal step has a closed form
+FIRST, EVERY = 10, 3  # epochs from scratch before the first gated one; one of how many is gated
+
+
+@dataclass(frozen=True)
+class BlockNorm:
+    """Norm of blocks of filters that joins the loss (block_norm.py): `groups` blocks a layer, `strength` is lambda.
+
+    `activation_norm` and `spatial_norm` are the weights of two further terms on the feature maps.
+    """
+
+    p: float = 2.0
+    q: float = 1.0
+    groups: int = 5
+    strength: float = 0.0
+    activation_norm: float = 0.0
+    spatial_norm: float = 0.0
+
+    def check(self) -> "BlockNorm":
+        for name, value in (("P", self.p), ("Q", self.q)):
+            if not 1 <= value <= math.inf:
+                raise SlimrankError(
+                    f"`block_norm`: {name} is {value}, must lie in 1..inf; 2,1,5,1e-3 is the paper's 2,1 in 5 groups"
+                )
+        if self.groups < 1:
+            raise SlimrankError(f"`block_norm`: {self.groups} groups; take at least 1")
+        weights = {
+            "`block_norm`: LAMBDA": self.strength, "`activation_norm`": self.activation_norm,
+            "`spatial_norm`": self.spatial_norm,
+        }  # fmt: skip
+        for name, value in weights.items():
+            if not 0 <= value < math.inf:
+                raise SlimrankError(f"{name} is {value}, must be a number, 0 or more")
+        if not any(weights.values()):
+            raise SlimrankError("`block_norm`: LAMBDA and the other two weights are 0: nothing is asked for; leave it out")
+        return self
+
+    @property
+    def proximal(self) -> bool:
+        """Whether steps are proximal, which reaches zero; else by subgradient, which does not."""
+        return (self.p, self.q) in PROXIMAL
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which has no infinity: p and q as text."""
+        return {
+            "p": str(self.p), "q": str(self.q), "groups": self.groups, "strength": self.strength,
+            "activation": self.activation_norm, "spatial": self.spatial_norm,
+            "solver": "proximal" if self.proximal else "subgradient",
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Csg:
+    """When epochs pass the class-specific gates (gates.py): from epoch `first` on (counted from 0), one in three."""
+
+    first: int = FIRST
+
+    def gated(self, epoch: int) -> bool:
+        return epoch >= self.first and (epoch - self.first) % EVERY == 0
 
 
 @dataclass(frozen=True)
 class Recipe:
     """SGD with Nesterov momentum 0.9, one epoch's warm-up at most, cosine to zero.
 
-    `batch`: images a step (default: 128, 32 where there are fewer than 5,000 images, so that an epoch has enough steps).
     `augment`: `shift` by up to an eighth of the image, `flip` left-right; default `shift+flip` for colour images and
-    `shift` for grey ones (digits are not mirror images). `smoothing`: label smoothing (Szegedy et al. 2016). `teacher_share`:
-    of the loss, where there is a teacher: cross-entropy against its softened logits (Hinton et al. 2015, temperature 4).
-    `patience`: stop after that many epochs without a better validation accuracy (None: never). `precision`: `bf16` runs
-    forward and backward under autocast, weights and sums stay float32; `auto` takes it where the hardware multiplies it.
-    `block_norm`: groups of filters that vanish together (regularizers.py), in place of weight decay. `csg`: class-specific
-    gates (gates.py). With either, the last epoch's weights are the result: what they are for comes late.
+    `shift` for grey ones (digits are not mirror images). `label_smoothing`: Szegedy et al. 2016. `patience`: stop after that
+    many epochs without a better validation accuracy (None: never). `precision`: `bf16` runs forward and backward under
+    autocast, weights and sums stay float32; `auto` takes it where the hardware multiplies it. `teacher_share`: of the loss,
+    where there is a teacher: cross-entropy against its softened logits (Hinton et al. 2015, temperature 4). `batch`: images a
+    step (default: 128, 32 where there are fewer than 5,000 images, so that an epoch has enough steps). `block_norm` acts in
+    place of weight decay. With `block_norm` or `csg`, the last epoch's weights are the result: what they are for comes late.
     """
 
-    epochs: int
-    lr: float
+    epochs: int = option(5, "passes over the training images (default {default})")
+    lr: float = option(0.02, "highest learning rate, SGD (default {default})")
+    augment: str | None = option(None, "none, shift, shift+flip (default: flip for colour images only)")
+    label_smoothing: float = option(0.0, "0.1 is usual (default 0)")
+    patience: int | None = option(None, "stop after so many epochs without a better validation top-1")
+    precision: str = option("auto", "auto (bf16 where the hardware has it), fp32, bf16")
+    teacher_share: float = option(0.5, "of the loss (default 0.5)")
+    seed: int = option(0, "of splits, random scores and training (default 0)")
+    device: str = option("cpu", "cpu or cuda, for PyTorch's part")
     batch: int | None = None
     weight_decay: float = 5e-4
-    augment: str | None = None
-    smoothing: float = 0.0
-    teacher_share: float = 0.5
-    patience: int | None = None
-    precision: str = "auto"
-    seed: int = 0
-    device: str = "cpu"
-    block_norm: BlockNorm | None = None
+    block_norm: BlockNorm | None = None  # set by `Interpretable`, as csg is
     csg: Csg | None = None
 
     def check(self) -> "Recipe":
         """Raise SlimrankError for settings that cannot train."""
         if self.epochs < 1:
-            raise SlimrankError(f"--epochs is {self.epochs}, must be at least 1")
+            raise SlimrankError(f"`epochs` is {self.epochs}, must be at least 1")
         if not 0 < self.lr <= 10:
-            raise SlimrankError(f"--lr is {self.lr}, must lie between 0 and 10; 0.02 to 0.1 is usual")
+            raise SlimrankError(f"`lr` is {self.lr}, must lie between 0 and 10; 0.02 to 0.1 is usual")
         if self.augment is not None and self.augment not in AUGMENT:
             raise SlimrankError(f"no augmentation {self.augment!r}; {near(self.augment, AUGMENT)}")
         if self.precision not in PRECISIONS:
             raise SlimrankError(f"no precision {self.precision!r}; {near(self.precision, PRECISIONS)}")
-        if not 0 <= self.smoothing < 1:
-            raise SlimrankError(f"--label-smoothing is {self.smoothing}, must lie in 0..1; 0.1 is usual")
+        if not 0 <= self.label_smoothing < 1:
+            raise SlimrankError(f"`label_smoothing` is {self.label_smoothing}, must lie in 0..1; 0.1 is usual")
         if not 0 <= self.teacher_share <= 1:
-            raise SlimrankError(f"--teacher-share is {self.teacher_share}, must lie in 0..1; 0.5 is usual")
+            raise SlimrankError(f"`teacher_share` is {self.teacher_share}, must lie in 0..1; 0.5 is usual")
         if self.patience is not None and self.patience < 1:
-            raise SlimrankError(f"--patience is {self.patience}, must be at least 1 epoch")
+            raise SlimrankError(f"`patience` is {self.patience}, must be at least 1 epoch")
         if self.block_norm is not None:
             self.block_norm.check()
             if self.csg is not None:
-                raise SlimrankError("--block-norm cuts features that --csg holds gates for; give one of the two")
+                raise SlimrankError("`block_norm` cuts features that `csg` holds gates for; give one of the two")
         if self.csg is not None and self.epochs <= self.csg.first:
             raise SlimrankError(
-                f"--csg from scratch gates epochs from the {self.csg.first + 1}th on, --epochs is {self.epochs}; train longer, "
-                "or go on from a checkpoint with --from"
+                f"`csg` from scratch gates epochs from the {self.csg.first + 1}th on, `epochs` is {self.epochs}; train longer, "
+                "or go on from a checkpoint with `start`"
             )
         if self.patience is not None and (self.block_norm or self.csg):
             raise SlimrankError(
-                "--patience keeps the best epoch; with --block-norm or --csg the last one is kept, leave it out"
+                "`patience` keeps the best epoch; with `block_norm` or `csg` the last one is kept, leave it out"
             )
         return self
 
-    @property
-    def bf16(self) -> bool:
-        """Whether forward and backward run in bfloat16 on this machine."""
-        if self.precision != "auto":
-            return self.precision == "bf16"
-        if self.device != "cpu":
-            return torch.cuda.is_bf16_supported()
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+def read_block_norm(text: str) -> BlockNorm:
+    """Read P,Q,GROUPS,LAMBDA; P and Q may be inf."""
+    try:
+        p, q, groups, strength = text.split(",")
+        return BlockNorm(float(p), float(q), int(groups), float(strength))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not P,Q,GROUPS,LAMBDA, four numbers as 2,1,5,0.1") from error
+
+
+@dataclass(frozen=True)
+class Interpretable:
+    """Options of `train` alone: what makes filters interpretable while they are learnt."""
+
+    block_norm: BlockNorm | None = option(
+        None, "groups of filters that vanish together and are cut, as 2,1,5,1e-3 (in place of weight decay)",
+        read=read_block_norm, metavar="P,Q,GROUPS,LAMBDA",
+    )  # fmt: skip
+    activation_norm: float | None = option(None, "weight of: filters of a group fire in the same region")
+    spatial_norm: float | None = option(None, "weight of: a filter fires in one place")
+    csg: bool = option(False, "class-specific gates on the classifier's features, every third epoch; kept with it")
+
+    def added_to(self, recipe: Recipe, *, from_scratch: bool) -> Recipe:
+        """The recipe with block norm and gates where they are asked for; from a checkpoint the first epoch is gated."""
+        norm = self.block_norm
+        if any(given is not None for given in (norm, self.activation_norm, self.spatial_norm)):
+            norm = replace(
+                norm or BlockNorm(), activation_norm=self.activation_norm or 0.0, spatial_norm=self.spatial_norm or 0.0
+            )
+        return replace(recipe, block_norm=norm, csg=Csg(FIRST if from_scratch else 0) if self.csg else None)
