@@ -10,6 +10,7 @@ from typing import Any
 
 from slimrank.arguments import flags, parser
 from slimrank.errors import SlimrankError, flagged, near
+from slimrank.option import options as declared
 
 
 def train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -59,7 +60,8 @@ def rank(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from slimrank.files import output
 
     output(args.out, ".json")
-    options = {name: getattr(args, name) for names in rankers.OPTIONS.values() for name in names}
+    every = [known for record in rankers.RANKERS.values() if record.options for known in declared(record.options)]
+    options = {name: getattr(args, name) for name in every}
     scores, chart = ranking.rank(
         checkpoint(args), args.ranker, opener(args) if args.data else None, args.out,
         layers=args.layer, seed=args.seed, device=args.device, **options,

@@ -17,7 +17,7 @@ from rows import OutOfTime, Rows
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.surgery import prune
-from slimrank.compress.rankers import RANKERS, SPLIT
+from slimrank.compress.rankers import RANKERS
 from slimrank.compress.stages.training import fresh
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
@@ -80,7 +80,7 @@ class Bench:
     def cut(self, ranker: str, widths, padding: int) -> dict:
         checkpoint, data, model = self.dense(padding)
         channels = channel_map(model, checkpoint.example())
-        images = data.split(SPLIT.get(ranker, "validation"))
+        images = data.split(RANKERS[ranker].split or "validation")
         batches = images.subset(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:2000]).batches()
         scores = RANKERS[ranker](model, channels, batches, classes=10, seed=0)
         keep = {layer: sorted(scores.order(layer)[-width:]) for layer, width in zip(LAYERS, widths, strict=True)}

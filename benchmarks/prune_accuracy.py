@@ -24,7 +24,7 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network.checkpoint import load, save
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
-from slimrank.compress.rankers import DATA_FREE, ENOUGH, RANKERS, SPLIT
+from slimrank.compress.rankers import DATA_FREE, RANKERS
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.training.loop import bf16, train
 from slimrank.compress.training.recalibrate import IMAGES, recalibrate
@@ -150,11 +150,11 @@ class Bench:
         options = {"seed": 0, **options}
         batches = None
         if ranker not in DATA_FREE:
-            images = self.data.split(SPLIT[ranker])
+            images = self.data.split(RANKERS[ranker].split)
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
             small = self.name == "resnet20"
             most = {"car": 500 if small else 200, "shapley": 200, **({} if small else {"switch": 1000})}.get(ranker)
-            most = most or min(ENOUGH.get(ranker, 10_000), 10_000)
+            most = most or min(RANKERS[ranker].enough or 10_000, 10_000)
             batches = images.subset(order[:most]).batches()
         made = RANKERS[ranker](self.dense, self.channels, batches, classes=self.classes, **options)
         return {

@@ -3,7 +3,7 @@
     python benchmarks/rankers_quality.py --mnist mnist:DIR --checkpoint resnet20-12fca82f.th --data folder:cifar10-jpeg
 
 LeNet 10-20-100-25 (trained here, 8 epochs) on MNIST, ResNet-20 on CIFAR-10 (JPEG); cut to shares of the MACs, no alignment,
-both scopes. Rankers see the images that they ask for (rankers.SPLIT): 1,000 of validation for CAR, 400 for Shapley, 2,000 to
+both scopes. Rankers see the images that they ask for (their records): 1,000 of validation for CAR, 400 for Shapley, 2,000 to
 5,000 training images for taylor and the switch, the training split for influential. Accuracy before fine-tuning on
 validation and on test (LeNet's 10,000; for ResNet-20 8,000, the rest is validation). After: the best three rankers before
 tuning (chosen on validation, each at its better scope there) and random, 2 epochs of 10,000 images, and the dense network
@@ -19,7 +19,7 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
-from slimrank.compress.rankers import DATA_FREE, ENOUGH, RANKERS, SPLIT
+from slimrank.compress.rankers import DATA_FREE, RANKERS
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.stages.training import fresh
 from slimrank.compress.training.loop import train
@@ -96,9 +96,9 @@ class Bench:
         options = {"seed": 0, **options}
         batches = None
         if ranker not in DATA_FREE:
-            images = self.data.split(SPLIT[ranker])
+            images = self.data.split(RANKERS[ranker].split)
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-            most = {"car": 1000, "shapley": 400}.get(ranker) or ENOUGH.get(ranker, len(images))
+            most = {"car": 1000, "shapley": 400}.get(ranker) or (RANKERS[ranker].enough or len(images))
             batches = images.subset(order[:most]).batches()
         made = RANKERS[ranker](self.model, self.channels, batches, classes=10, **options)
         return {

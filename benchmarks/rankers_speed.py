@@ -23,7 +23,7 @@ from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.rankers import car, shapley
+from slimrank.compress.rankers import RANKERS, car
 from slimrank.evaluate.data import open_data
 
 GREEDY = {"layer3.2.conv1": 32, "layer3.0.conv1": 32}
@@ -147,7 +147,7 @@ def main() -> None:
         layer = channels.classifier
         each = per_evaluation(layer)
         start = time.perf_counter()
-        found = shapley.rank(
+        found = RANKERS["shapley"](
             model, channels, batches, classes=10, layers=[layer], estimator="permutation", samples=pairs, tolerance=None
         )
         fast = time.perf_counter() - start

@@ -82,7 +82,7 @@ class Options:
     def check(self) -> None:
         check_settings(self.providers, self.batch, self.threads)
         self.cut.check()
-        ranker(self.ranker)
+        record = ranker(self.ranker)
         if self.steps < 1 or self.recover < 0:
             raise SlimrankError(f"--steps is {self.steps}, --recover {self.recover}; at least 1 step, 0 epochs")
         self.cut.step(0, self.steps)
@@ -93,7 +93,7 @@ class Options:
         self.subspaces.check()
         if self.select == GATES:
             raise SlimrankError("--select gates is for specialize: compress moves the weights that gates were trained with")
-        if self.data is None and self.ranker not in DATA_FREE:
+        if self.data is None and record.split is not None:
             raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
         if self.data is None and (self.rivals or self.head in ("gather", "tiled", "int8")):
             raise SlimrankError("--rivals and --head gather, tiled or int8 need images; add --data")

@@ -16,7 +16,7 @@ from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
-from slimrank.compress.rankers import DATA_FREE, RANKERS, SPLIT, car, shapley, switch
+from slimrank.compress.rankers import DATA_FREE, RANKERS, car, shapley, switch
 from slimrank.compress.rankers.compare import compare
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.rankers.torch_pruning_criteria import CRITERIA
@@ -82,7 +82,7 @@ def test_every_ranker_scores_every_group_and_leaves_the_model_alone(name, digits
     channels = channel_map(model, x[:1])
     before = {k: v.clone() for k, v in model.state_dict().items()}
     batches = None if name in DATA_FREE else [(x, digits.y)]
-    assert (name in DATA_FREE) != (name in SPLIT)
+    assert (name in DATA_FREE) == (RANKERS[name].split is None)
     scores = RANKERS[name](model, channels, batches, classes=10, seed=3)
     assert scores.ranker == name
     assert [n for n in channels.chosen(None) if name != "bn-scale" or n != "classifier.5"] == list(scores.scores)
@@ -213,7 +213,7 @@ def test_greedy_scores_are_the_order_of_removal(digits):
         lost = [(whole - correct) / len(digits.y) for _, correct in steps]
         assert [found.scores[layer][unit] for unit, _ in steps] == [max(lost[: k + 1]) for k in range(3)]
     assert found.evaluations == sum(1 + 3 * n - 3 + n - 3 for n in (6, 8, 16, 7))
-    with pytest.raises(SlimrankError, match="--remove must be at least 1"):
+    with pytest.raises(SlimrankError, match="`remove` must be at least 1"):
         RANKERS["car"](digits.model, digits.channels, digits.batches, classes=10, greedy=True, remove=0)
 
 

@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap
+from . import MEMORY
 from .split import split
 
-MEMORY = 2 * 2**30  # bytes
 CACHE = 6 * 2**20  # bytes of the largest activation in one batch
 RESTART = 256  # coalitions after which a running sum is taken anew
 ROWS = 1024  # coalitions whose decisions are counted at once

@@ -1,40 +1,120 @@
-"""The rankers: `(model, channels, batches, *, classes, seed, layers, **options) -> FilterScores`, higher = keep.
+"""The rankers, one record each. Adding one is a file with its function, a record here and a reference test.
 
-`batches` yields (images [n, channels, height, width], labels [n]) as often as it is iterated; None for the data-free ones.
-`layers`: any members of the groups to rank, None for all. Adding a ranker is a file, a line here and a reference test.
+A ranker is a function `rank(model, channels, batches, *, classes, seed, layers, options) -> FilterScores`, higher = keep.
+`batches` yields (images [n, channels, height, width], labels [n]) as often as it is iterated; None for those that need
+no images. `layers`: any members of the groups to rank, None for all. `options`: the record's dataclass, only where it has one.
 
-Scores are comparable within a layer. For global selection (selection.py) those in one unit, CAR and Shapley, are taken as they
-are; every other one is divided by its layer's mean: scales differ by orders of magnitude between layers, and the mean, unlike
-the maximum, does not hang on one filter.
+Nothing here imports torch: the command line reads the records before any ranker is loaded.
+
+Scores are comparable within a layer. For global selection those in one unit, CAR and Shapley, are taken as they are; every
+other one is divided by its layer's mean: scales differ by orders of magnitude between layers, and the mean, unlike the
+maximum, does not hang on one filter.
 """
 
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ...errors import SlimrankError, near
-from . import car, influential, l1, random, shapley, switch, torch_pruning_criteria
+from ...option import option, options
+from ..coalitions import MEMORY
 
-RANKERS = {
-    "influential": influential.rank,
-    "l1": l1.rank,
-    "car": car.rank,
-    "shapley": shapley.rank,
-    "switch": switch.rank,
-    "random": random.rank,
-    **torch_pruning_criteria.RANKERS,
-}
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..channels.groups import ChannelMap
+    from .scores import FilterScores
+
+CACHED = "car, shapley, switch: bytes for cached activations (default 2 GiB)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfluentialOptions:
+    k1: int | None = option(None, "influential: votes an image has in each layer (default: a quarter)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarOptions:
+    greedy: bool = option(False, "car: remove the least, recompute, repeat")
+    remove: int | None = option(None, "car --greedy: filters to remove in each layer (default: all but one)")
+    memory: int = option(MEMORY, CACHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapleyOptions:
+    """`estimator` None: exact for layers of up to 12 units, else, and where `samples` or `tolerance` are given, permutation."""
+
+    estimator: str | None = option(None, "shapley: exact, truncated, permutation, subsets")
+    samples: int | None = option(None, "shapley: at most this many pairs (default 10)")
+    coalition_size: int | None = option(None, "shapley, truncated: coalitions of fewer filters (default 2)")
+    tolerance: float | None = option(None, "shapley: stop at this half-width of the 95%% confidence intervals")
+    memory: int = option(MEMORY, CACHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchOptions:
+    epochs: int = option(5, "switch: passes over the images (default 5)")
+    lr: float = option(0.1, "switch: learning rate, Adam (default 0.1)")
+    alpha0: float = option(0.5, "switch: prior; below 1 for few filters (default 0.5)")
+    sampled: bool = option(False, "switch: learn by samples, not at the mean")
+    identity: bool = option(False, "switch: multiply by n*s, not by s (see compress/rankers/switch.py)")
+    memory: int = option(MEMORY, CACHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranker:
+    """`function`: "module:name" below this package. `split`: the images it reads; None needs none. What is learned or
+    counted for a class is learned in training; accuracy there would be memory. `enough`: images, unless `limit` says
+    otherwise; None takes all. `options`: a dataclass of `option` fields, where it takes any."""
+
+    name: str
+    function: str
+    split: str | None = None
+    enough: int | None = None
+    options: type[Any] | None = None
+
+    def __call__(
+        self, model: "nn.Module", channels: "ChannelMap", batches: Any = None,
+        *, classes: int = 0, seed: int = 0, layers: list[str] | None = None, **given: Any,
+    ) -> "FilterScores":  # fmt: skip
+        """Run the ranker; `given` fills its options. Raises SlimrankError for an option that it does not take."""
+        chosen = {} if self.options is None and not given else {"options": self.chosen(given)}
+        module, _, name = self.function.partition(":")
+        rank = getattr(import_module(f".{module}", __name__), name)
+        scores: FilterScores = rank(model, channels, batches, classes=classes, seed=seed, layers=layers, **chosen)
+        return scores
+
+    def chosen(self, given: dict[str, Any]) -> Any:
+        known = options(self.options) if self.options else {}
+        odd = [key for key in given if key not in known]
+        if odd:
+            takes = ", ".join(f"`{key}`" for key in known) or "no options"
+            raise SlimrankError(f"ranker {self.name} takes no `{odd[0]}`; it takes {takes}")
+        return self.options(**given) if self.options else None
+
+
+_RECORDS = (
+    Ranker(name="influential", function="influential:rank", split="train", options=InfluentialOptions),
+    Ranker(name="l1", function="l1:rank"),
+    Ranker(name="car", function="car:rank", split="validation", enough=2000, options=CarOptions),
+    Ranker(name="shapley", function="shapley:rank", split="validation", enough=500, options=ShapleyOptions),
+    Ranker(name="switch", function="switch:rank", split="train", enough=5000, options=SwitchOptions),
+    Ranker(name="random", function="random:rank"),
+    Ranker(name="taylor", function="torch_pruning_criteria:taylor", split="train", enough=2000),
+    Ranker(name="bn-scale", function="torch_pruning_criteria:bn_scale"),
+    Ranker(name="fpgm", function="torch_pruning_criteria:fpgm"),
+    Ranker(name="lamp", function="torch_pruning_criteria:lamp"),
+)
+RANKERS = {record.name: record for record in _RECORDS}
 DEFAULT = "fpgm"  # of those that need no images, the best before tuning on both networks of benchmarks/prune_accuracy.py
-DATA_FREE = ("l1", "random", "bn-scale", "fpgm", "lamp")
-# The split that a ranker reads: what is learned or counted for a class is learned in training; accuracy there would be memory.
-SPLIT = {"influential": "train", "switch": "train", "taylor": "train", "car": "validation", "shapley": "validation"}
-ENOUGH = {"switch": 5000, "taylor": 2000, "car": 2000, "shapley": 500}  # images, unless --limit says otherwise
-OPTIONS = {
-    "influential": ("k1",),
-    "car": ("greedy", "remove", "memory"),
-    "shapley": ("estimator", "samples", "coalition_size", "tolerance", "memory"),
-    "switch": ("epochs", "lr", "alpha0", "sampled", "identity", "memory"),
-}
+DATA_FREE = tuple(name for name, record in RANKERS.items() if record.split is None)
+_OURS = ", ".join(name for name, record in RANKERS.items() if not record.function.startswith("torch_pruning"))
+_THEIRS = ", ".join(name for name, record in RANKERS.items() if record.function.startswith("torch_pruning"))
+NAMES = f"{_OURS}; torch-pruning's {_THEIRS}"
 
 
-def ranker(name: str):
-    """The function behind a name."""
+def ranker(name: str) -> Ranker:
+    """The record behind a name. Raises SlimrankError with the near ones for a name that is none."""
     if name not in RANKERS:
         raise SlimrankError(f"no ranker {name!r}; {near(name, list(RANKERS))}")
     return RANKERS[name]

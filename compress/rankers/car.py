@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap
-from ..coalitions.game import MEMORY, Coalitions
+from ..coalitions.game import Coalitions
+from . import CarOptions
 from .scores import FilterScores
 
 
@@ -26,9 +27,7 @@ def rank(
     classes: int,
     seed: int = 0,
     layers: list[str] | None = None,
-    greedy: bool = False,
-    remove: int | None = None,
-    memory: int = MEMORY,
+    options: CarOptions = CarOptions(),  # noqa: B008
 ) -> FilterScores:
     """Score of a unit: its CAR; between equals the summed log-likelihood that its removal costs (`ties`), then the index.
 
@@ -43,19 +42,19 @@ def rank(
     they cannot win; the order is brute force's.
     """
     start = time.perf_counter()
-    if remove is not None and not greedy:
-        raise SlimrankError(f"--remove {remove} means something only with --greedy; add it, or leave --remove out")
+    if options.remove is not None and not options.greedy:
+        raise SlimrankError(f"`remove` {options.remove} means something only with `greedy`; add it, or leave `remove` out")
     names = channels.chosen(layers, features=True)
     scores, ties = {}, {}
     extra: dict[str, Any] = {"car_by_class": {}, "removed": {}, "image_passes": 0, "notes": []}
     evaluations = images = 0
     absent: list[int] = []
     for name in tqdm(names, desc="car", leave=False, disable=None):
-        game = Coalitions(model, channels, name, batches, classes=classes, memory=memory, hard_first=greedy)
+        game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory, hard_first=options.greedy)
         fixed = channels.group(name).fixed if name != channels.classifier else ()
-        if greedy:
+        if options.greedy:
             whole = int(game.play(torch.ones(1, game.n)).correct)
-            order = backward(game, game.n - 1 if remove is None else remove, fixed)
+            order = backward(game, game.n - 1 if options.remove is None else options.remove, fixed)
             left = order + last(game, [unit for unit, _ in order])
             worst, scores[name], ties[name] = -1.0, [0.0] * game.n, [0.0] * game.n
             for place, (unit, correct) in enumerate(left):
@@ -69,13 +68,13 @@ def rank(
         extra["image_passes"] += game.passes
         extra["notes"] += game.notes
         absent = (game.class_images == 0).nonzero().flatten().tolist()
-    options: dict[str, Any] = {"greedy": greedy, "remove": remove}
-    if absent and not greedy:
+    settings: dict[str, Any] = {"greedy": options.greedy, "remove": options.remove}
+    if absent and not options.greedy:
         few = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
-        extra["notes"].append(f"no images of {len(absent)} classes ({few}): their car_by_class is null; raise --limit")
+        extra["notes"].append(f"no images of {len(absent)} classes ({few}): their car_by_class is null; raise `limit`")
     extra = {k: v for k, v in extra.items() if v}
     seconds = time.perf_counter() - start
-    return FilterScores("car", scores, False, evaluations, seconds, images, None, options, ties, extra, True)
+    return FilterScores("car", scores, False, evaluations, seconds, images, None, settings, ties, extra, True)
 
 
 def one_shot(game: Coalitions) -> tuple[list[float], list[list[float | None]], list[float]]:
@@ -101,7 +100,7 @@ def backward(game: Coalitions, rounds: int, fixed: tuple[int, ...] = ()) -> list
     most = game.n - max(1, len(fixed))
     rounds = min(rounds, most)
     if rounds < 1:
-        raise SlimrankError(f"--remove must be at least 1 and leave one filter; this layer can lose {most}")
+        raise SlimrankError(f"`remove` must be at least 1 and leave one filter; this layer can lose {most}")
     present = torch.ones(game.n, dtype=torch.bool)
     alive = [unit for unit in range(game.n) if unit not in fixed]
     guess: dict[int, tuple[int, float]] = dict.fromkeys(range(game.n), (0, 0.0))  # the lower, the likelier to go next

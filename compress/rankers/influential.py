@@ -16,6 +16,7 @@ from ...errors import SlimrankError
 from ..channels.features import vote
 from ..channels.groups import ChannelMap
 from ..channels.masking import captured
+from . import InfluentialOptions
 from .scores import FilterScores
 
 SHARE = 0.25  # of a group's units each image votes for, unless k1 is given
@@ -29,7 +30,7 @@ def rank(
     classes: int,
     seed: int = 0,
     layers: list[str] | None = None,
-    k1: int | None = None,
+    options: InfluentialOptions = InfluentialOptions(),  # noqa: B008
 ) -> FilterScores:
     """Score of a unit: votes over all classes; ties are broken by its mean |activation| (a fraction below 1 is added).
 
@@ -37,8 +38,8 @@ def rank(
     at least one; where `k1` exceeds the units, all of them). One forward pass an image.
     """
     start = time.perf_counter()
-    if k1 is not None and k1 < 1:
-        raise SlimrankError(f"--k1 is {k1}, must be at least 1")
+    if options.k1 is not None and options.k1 < 1:
+        raise SlimrankError(f"`k1` is {options.k1}, must be at least 1")
     groups = [channels.group(name) for name in channels.chosen(layers)]
     reader = {g.name: channels.readers(g)[-1] for g in groups}
     responses: dict[str, list[Tensor]] = {g.name: [] for g in groups}
@@ -53,16 +54,16 @@ def rank(
                 linear = isinstance(model.get_submodule(reader[group.name]), nn.Linear)
                 responses[group.name].append(response(read, channels.reads[reader[group.name]], group, linear))
     if not labels:
-        raise SlimrankError("no training images to rank on; check --data")
+        raise SlimrankError("no training images to rank on; check `data`")
     every = torch.cat(labels)
     scores = {}
     for group in groups:
         x = torch.cat(responses[group.name])
-        votes = vote([(x, every)], classes, min(k1 or max(1, round(SHARE * group.units)), group.units))
+        votes = vote([(x, every)], classes, min(options.k1 or max(1, round(SHARE * group.units)), group.units))
         mass = votes.mass.sum(0)
         scores[group.name] = (votes.histogram.sum(0) + mass / (mass.max() * 1.001).clamp_min(1e-30)).tolist()
     n = len(every)
-    return FilterScores("influential", scores, False, 1, time.perf_counter() - start, n, None, {"k1": k1 or "units/4"})
+    return FilterScores("influential", scores, False, 1, time.perf_counter() - start, n, None, {"k1": options.k1 or "units/4"})
 
 
 def response(read: Tensor, units: Tensor, group, linear: bool) -> Tensor:

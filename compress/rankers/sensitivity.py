@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..channels.groups import ChannelMap
-from ..coalitions.game import MEMORY, Coalitions
+from ..coalitions import MEMORY
+from ..coalitions.game import Coalitions
 from .scores import FilterScores
 
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)

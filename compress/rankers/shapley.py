@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError, near
 from ..channels.groups import ChannelMap
-from ..coalitions.game import MEMORY, Coalitions
+from ..coalitions.game import Coalitions
 from ..coalitions.powerset import POWER_SET, power_set
+from . import ShapleyOptions
 from .scores import FilterScores
 
 ESTIMATORS = ("exact", "truncated", "permutation", "subsets")
@@ -38,11 +39,7 @@ def rank(
     classes: int,
     seed: int = 0,
     layers: list[str] | None = None,
-    estimator: str | None = None,
-    samples: int | None = None,
-    coalition_size: int | None = None,
-    tolerance: float | None = None,
-    memory: int = MEMORY,
+    options: ShapleyOptions = ShapleyOptions(),  # noqa: B008
 ) -> FilterScores:
     """Score of a unit: its Shapley value, layer by layer, the other layers whole.
 
@@ -59,27 +56,28 @@ def rank(
     truncated and subsets.
     """
     start = time.perf_counter()
-    if estimator is not None and estimator not in ESTIMATORS:
-        raise SlimrankError(f"no estimator {estimator!r}; {near(estimator, ESTIMATORS)}")
-    if estimator in ("exact", "truncated") and (samples, tolerance) != (None, None):
-        raise SlimrankError(f"--samples and --tolerance say nothing to --estimator {estimator}; leave them out")
-    if estimator != "truncated" and coalition_size is not None:
-        raise SlimrankError("--coalition-size means something only with --estimator truncated; add it, or leave the size out")
-    sampling = (samples, tolerance) != (None, None)
-    samples, size = SAMPLES if samples is None else samples, 2 if coalition_size is None else coalition_size
+    if options.estimator is not None and options.estimator not in ESTIMATORS:
+        raise SlimrankError(f"no estimator {options.estimator!r}; {near(options.estimator, ESTIMATORS)}")
+    if options.estimator in ("exact", "truncated") and (options.samples, options.tolerance) != (None, None):
+        raise SlimrankError(f"`samples` and `tolerance` say nothing to `estimator` {options.estimator}; leave them out")
+    if options.estimator != "truncated" and options.coalition_size is not None:
+        raise SlimrankError("`coalition_size` means something only with `estimator` truncated; add it, or leave the size out")
+    sampling = (options.samples, options.tolerance) != (None, None)
+    samples = SAMPLES if options.samples is None else options.samples
+    size = 2 if options.coalition_size is None else options.coalition_size
     if samples < 1:
-        raise SlimrankError(f"--samples is {samples}, must be at least 1")
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise SlimrankError(f"--tolerance is {tolerance}, must lie between 0 and 1; 0.01 is one point of accuracy")
+        raise SlimrankError(f"`samples` is {samples}, must be at least 1")
+    if options.tolerance is not None and not 0 < options.tolerance < 1:
+        raise SlimrankError(f"`tolerance` is {options.tolerance}, must lie between 0 and 1; 0.01 is one point of accuracy")
     generator = torch.Generator().manual_seed(seed)
     scores: dict[str, list[float]] = {}
     extra: dict[str, Any] = {k: {} for k in ("value_full", "value_empty", "estimator", "confidence", "samples")}
     extra["notes"] = []
     evaluations = images = passes = 0
     for name in tqdm(channels.chosen(layers, features=True), desc="shapley", leave=False, disable=None):
-        game = Coalitions(model, channels, name, batches, classes=classes, memory=memory)
+        game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
         extra["notes"] += game.notes
-        way = estimator or ("exact" if game.n <= 12 and not sampling else "permutation")
+        way = options.estimator or ("exact" if game.n <= 12 and not sampling else "permutation")
         ends = torch.stack([torch.zeros(game.n), torch.ones(game.n)]).bool()
 
         def worth(masks: Tensor, game: Coalitions = game) -> Tensor:
@@ -95,23 +93,25 @@ def rank(
         else:
             empty, full = worth(ends)
             draw = permutation_pairs if way == "permutation" else subset_pairs
-            value, width, used = mean_of(draw(game.n, worth, float(empty), float(full), generator), samples, tolerance)
-            if tolerance is not None and not float(width.max()) <= tolerance:
+            value, width, used = mean_of(draw(game.n, worth, float(empty), float(full), generator), samples, options.tolerance)
+            if options.tolerance is not None and not float(width.max()) <= options.tolerance:
                 reached = f"{float(width.max()):.3g} after {used} samples"
-                extra["notes"].append(f"{name}: --tolerance {tolerance} not reached, it is {reached}; raise --samples")
+                extra["notes"].append(f"{name}: `tolerance` {options.tolerance} not reached, it is {reached}; raise `samples`")
         scores[name] = value.tolist()
         extra["value_empty"][name], extra["value_full"][name] = float(empty), float(full)
         extra["estimator"][name], extra["samples"][name] = way, used
         extra["confidence"][name] = [None if w != w else w for w in width.tolist()]
         evaluations, images, passes = evaluations + game.evaluations, game.images, passes + game.passes
-    options = {"estimator": estimator, "samples": samples, "tolerance": tolerance, "coalition_size": size}
+    settings = {
+        "estimator": options.estimator, "samples": samples, "tolerance": options.tolerance, "coalition_size": size,
+    }  # fmt: skip
     widest = max((w for row in extra["confidence"].values() for w in row if w), default=None)
     if widest is not None:
-        extra["notes"].insert(0, f"95 % confidence intervals are within +-{widest:.3g}; --samples or --tolerance narrow them")
+        extra["notes"].insert(0, f"95 % confidence intervals are within +-{widest:.3g}; `samples` or `tolerance` narrow them")
     estimated = set(extra["estimator"].values()) != {"exact"}
     extra = {**{k: v for k, v in extra.items() if v}, "image_passes": passes}
     return FilterScores(
-        "shapley", scores, estimated, evaluations, time.perf_counter() - start, images, seed, options, {}, extra, True
+        "shapley", scores, estimated, evaluations, time.perf_counter() - start, images, seed, settings, {}, extra, True
     )
 
 
@@ -141,7 +141,7 @@ def truncated(n: int, k: int, worth: Worth) -> Tensor:
     total = sum(comb(n, s) for s in range(k + 1))
     if k < 1 or total > 2**POWER_SET:
         raise SlimrankError(
-            f"--coalition-size {k} of {n} filters needs {total:.1e} coalitions; it must be at least 1 and need at most "
+            f"`coalition_size` {k} of {n} filters needs {total:.1e} coalitions; it must be at least 1 and need at most "
             f"{2**POWER_SET:.1e}; 2 needs {1 + n + comb(n, 2):,}"
         )
     members = [c for s in range(k + 1) for c in combinations(range(n), s)]

@@ -17,6 +17,7 @@ paper's place behind BatchNorm, and which in a residual stream is the only place
 
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from math import expm1, log
 
 import torch
@@ -27,7 +28,8 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap
-from ..coalitions.game import MEMORY, Coalitions
+from ..coalitions.game import Coalitions
+from . import SwitchOptions
 from .scores import FilterScores
 
 BATCH = 100  # images a step
@@ -42,12 +44,7 @@ def rank(
     classes: int,
     seed: int = 0,
     layers: list[str] | None = None,
-    epochs: int = 5,
-    lr: float = 0.1,
-    alpha0: float = 0.5,
-    sampled: bool = False,
-    identity: bool = False,
-    memory: int = MEMORY,
+    options: SwitchOptions = SwitchOptions(),  # noqa: B008
 ) -> FilterScores:
     """Score of a unit: the mean of its switch, phi_i / sum(phi); layer after layer, from the input on.
 
@@ -56,26 +53,26 @@ def rank(
     Raises SlimrankError when it is no longer finite.
     """
     start = time.perf_counter()
-    if epochs < 1:
-        raise SlimrankError(f"--epochs is {epochs}, must be at least 1")
-    for option, value, most in (("lr", lr, 10), ("alpha0", alpha0, 1000)):
+    if options.epochs < 1:
+        raise SlimrankError(f"`epochs` is {options.epochs}, must be at least 1")
+    for parameter, value, most in (("lr", options.lr, 10), ("alpha0", options.alpha0, 1000)):
         if not 0 < value <= most:
-            raise SlimrankError(f"--{option} is {value}, must lie between 0 and {most}")
+            raise SlimrankError(f"`{parameter}` is {value}, must lie between 0 and {most}")
     torch.manual_seed(seed)
     scores: dict[str, list[float]] = {}
     curve: dict[str, list[float]] = {}
     notes: list[str] = []
     evaluations = images = 0
     for name in tqdm(channels.chosen(layers, features=True), desc="switch", leave=False, disable=None):
-        game = Coalitions(model, channels, name, batches, classes=classes, memory=memory)
+        game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
         notes += game.notes
-        phi, curve[name] = learn(game, epochs, lr, alpha0, sampled, identity)
+        phi, curve[name] = learn(game, options.epochs, options.lr, options.alpha0, options.sampled, options.identity)
         scores[name] = (phi / phi.sum()).tolist()
-        evaluations, images = evaluations + epochs, game.images
-    options = {"epochs": epochs, "lr": lr, "alpha0": alpha0, "sampled": sampled, "identity": identity}
+        evaluations, images = evaluations + options.epochs, game.images
+    settings = {key: value for key, value in asdict(options).items() if key != "memory"}
     seconds = time.perf_counter() - start
     return FilterScores(
-        "switch", scores, True, evaluations, seconds, images, seed, options, {}, {"curve": curve, "notes": notes}
+        "switch", scores, True, evaluations, seconds, images, seed, settings, {}, {"curve": curve, "notes": notes}
     )
 
 
@@ -91,7 +88,7 @@ def learn(game: Coalitions, epochs: int, lr: float, alpha0: float, sampled: bool
             for some in torch.randperm(len(chunk)).split(BATCH):
                 nll, kl = loss(game, theta, [c[some] for c in chunk.crossing], chunk.labels[some], alpha0, sampled, identity)
                 if not torch.isfinite(nll + kl):
-                    raise SlimrankError(f"the switch diverged in epoch {epoch + 1}; lower --lr from {lr}")
+                    raise SlimrankError(f"the switch diverged in epoch {epoch + 1}; lower `lr` from {lr}")
                 optimizer.zero_grad()
                 (nll + kl).backward()
                 optimizer.step()

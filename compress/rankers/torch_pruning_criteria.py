@@ -70,7 +70,7 @@ def rank(
             F.cross_entropy(model(x), labels, reduction="sum").backward()
             images += len(labels)
         if not images:
-            raise SlimrankError("no images to rank on; check --data and --limit")
+            raise SlimrankError("no images to rank on; check `data` and `limit`")
     scores, silent = {}, []
     for name in tqdm(channels.chosen(layers), desc=criterion, leave=False, disable=None):
         group = channels.group(name)
@@ -87,7 +87,7 @@ def rank(
     return FilterScores(criterion, scores, criterion == "taylor", int(images > 0), seconds, images, extra=extra)
 
 
-RANKERS = {name: partial(rank, name) for name in CRITERIA}
+taylor, bn_scale, fpgm, lamp = (partial(rank, name) for name in CRITERIA)
 
 
 def items(model: nn.Module, channels: ChannelMap, group: Group) -> list[Item]:

@@ -22,7 +22,7 @@ from ..pruning.budget import Cut, within_drop
 from ..pruning.budget import plan as planned
 from ..pruning.costs import Costs
 from ..pruning.plan import PruningPlan
-from ..rankers import DATA_FREE, DEFAULT, ENOUGH, OPTIONS, SPLIT, ranker
+from ..rankers import DATA_FREE, DEFAULT, RANKERS, ranker
 from ..rankers.scores import FilterScores
 from ..rankers.sensitivity import sensitivity
 from ..training.gates import cut_along
@@ -37,32 +37,29 @@ def scored(
     checkpoint: Checkpoint, name: str, data: Data | None,
     *, seed: int, device: str = "cpu", layers: list[str] | None = None, **options: Any,
 ) -> FilterScores:  # fmt: skip
-    """Run one ranker on the split that it reads (rankers.SPLIT). `options`: what it takes beside; None is its default.
+    """Run one ranker on the split that it reads (its record's). `options`: what it takes beside; None is its default.
 
-    Where counting or training is costly and the data has no `--limit`, the first of a seeded shuffle do (rankers.ENOUGH).
+    Where counting or training is costly and the data has no `limit`, the first of a seeded shuffle do (`enough` of its record).
     """
-    function = ranker(name)
+    record = ranker(name)
     options = {k: v for k, v in options.items() if v is not None and v is not False}
-    odd = [k for k in options if k not in OPTIONS.get(name, ())]
-    if odd:
-        takes = ", ".join(f"--{k.replace(chr(95), chr(45))}" for k in OPTIONS.get(name, ())) or "no options"
-        raise SlimrankError(f"ranker {name} takes no --{odd[0].replace('_', '-')}; it takes {takes}")
-    if name not in DATA_FREE and data is None:
-        raise SlimrankError(f"ranker {name} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
+    record.chosen(options)
+    if record.split is not None and data is None:
+        raise SlimrankError(f"ranker {name} needs images; add `data`, or take one of {', '.join(DATA_FREE)}")
     batches = None
-    if data is not None and name not in DATA_FREE:
-        images = data.split(SPLIT[name])
+    if data is not None and record.split is not None:
+        images = data.split(record.split)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        most = len(images) if data.limit is not None else ENOUGH.get(name, len(images))
+        most = len(images) if data.limit is not None else record.enough or len(images)
         batches = images.subset(order[:most]).batches(device=device)
     model = checkpoint.model.to(device)
     channels = channel_map(model, checkpoint.example().to(device))
     classes = 0 if data is None else len(data.classes)
-    scores = function(model, channels, batches, classes=classes, seed=seed, layers=layers, **options)
+    scores = record(model, channels, batches, classes=classes, seed=seed, layers=layers, **options)
     for layer, values in scores.scores.items():
         if not all(map(math.isfinite, [*values, *scores.ties.get(layer, [])])):
             raise SlimrankError(f"ranker {name} gives NaN or infinite scores for {layer}; check the checkpoint with `evaluate`")
-    if data is not None and SPLIT.get(name) == "validation":
+    if data is not None and record.split == "validation":
         scores = replace(scores, extra={**scores.extra, "validation_seen_in_training": checkpoint.validation_seen(data)})
     return scores
 
@@ -185,7 +182,7 @@ def measured_sensitivity(
     ranked = scored(checkpoint, ranker or DEFAULT, data, seed=seed, device=device)
     images = data.split("validation")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    most = len(images) if data.limit is not None else ENOUGH["car"]
+    most = len(images) if data.limit is not None else RANKERS["car"].enough or len(images)
     batches = images.subset(order[:most]).batches(device=device)
     model = checkpoint.model.to(device)
     channels = channel_map(model, checkpoint.example().to(device))
