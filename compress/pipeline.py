@@ -20,7 +20,7 @@ from ..evaluate.accuracy import accuracy, predictor
 from ..evaluate.data import Data, open_data
 from ..evaluate.latency import compare
 from ..evaluate.macs import count
-from ..evaluate.report import html
+from ..evaluate.pages.report import report_page
 from ..export.to_onnx import export, size
 from ..files import read_json, ready, write_json, write_text
 from .channels.groups import ChannelMap, stays
@@ -121,7 +121,7 @@ class Run:
                 say(f"{name:10}    done     {done['says']}")
         report = self.report()
         write_json(self.out / "report.json", report)
-        write_text(self.out / "report.html", html(report))
+        write_text(self.out / "report.html", report_page(report))
         return report
 
     # -- helpers -----------------------------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError
-from ...evaluate import pictures
 from ...evaluate.concepts import Concepts, generate
 from ...evaluate.data import Data, Images, readable
 from ...evaluate.dissection import Dissection, dissect
-from ...evaluate.explain_page import html
+from ...evaluate.pages import pictures
+from ...evaluate.pages.explain import explain_page
 from ...files import ready, write_json, write_text
 from ..channels.features import Moments, Votes, classifier, features, survey
 from ..channels.groups import ChannelMap
@@ -314,5 +314,5 @@ def save(explanation: Explanation, folder: Path) -> tuple[Path, Path]:
     """Write explain.json and explain.html; each whole or not at all."""
     paths = check_out(folder)
     write_json(paths[0], explanation.found)
-    write_text(paths[1], html(explanation.found, explanation.shown, explanation.kernels))
+    write_text(paths[1], explain_page(explanation.found, explanation.shown, explanation.kernels))
     return paths

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import SlimrankError
 from ...evaluate.data import Data
-from ...evaluate.plots import heat
+from ...evaluate.pages.plots import heat_table
 from ...files import write_text
 from ..channels.features import Moments, Votes, cached, classifier, features
 from ..channels.tracing import channel_map
@@ -41,7 +41,7 @@ class Sweep:
         )
 
     def save(self, path: Path) -> Path:
-        write_text(path, heat(self.top1, self.k1s, self.k2s, "k1", "k2", f"top-1, dense {self.dense:.4f}"))
+        write_text(path, heat_table(self.top1, self.k1s, self.k2s, "k1", "k2", f"top-1, dense {self.dense:.4f}"))
         return path
 
 

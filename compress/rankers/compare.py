@@ -7,7 +7,7 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from ...errors import SlimrankError
-from ...evaluate.plots import pairs
+from ...evaluate.pages.plots import pairs
 from ...files import ready, write_text
 from .scores import FilterScores
 

@@ -13,7 +13,7 @@ from ...errors import SlimrankError
 from ...evaluate.accuracy import accuracy, predictor
 from ...evaluate.data import Batches, Data, Preprocessing
 from ...evaluate.macs import count
-from ...evaluate.plots import bars, curves
+from ...evaluate.pages.plots import bars, curves
 from ...files import ready, write_text
 from ..channels.tracing import channel_map
 from ..network.checkpoint import Checkpoint, save

@@ -2,20 +2,22 @@
 
 import io
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-
-def bars(scores: dict[str, list[float]], kept: dict[str, list[int]] | None = None, columns: int = 4) -> str:
-    """One bar chart a layer, a bar a filter in the layer's order; filters that were cut are pale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+STRONG, PALE = "#2463a6", "#d9b38c"
+
+
+def bars(scores: dict[str, list[float]], kept: dict[str, list[int]] | None = None, columns: int = 4) -> str:
+    """Draw the scores of each layer's filters, a bar a filter; filters that are not in `kept` are pale."""
     columns = min(columns, max(1, len(scores)))
     rows = math.ceil(len(scores) / columns)
-    figure = Figure(figsize=(3.1 * columns, 1.55 * rows), layout="constrained")
+    figure = _figure(3.1 * columns, 1.55 * rows)
     for i, (layer, values) in enumerate(scores.items()):
         strong = None if kept is None else kept.get(layer)
         _bars(figure.add_subplot(rows, columns, i + 1), layer, values, strong)
@@ -28,29 +30,22 @@ def pairs(
     second: dict[str, list[float]],
     best: list[dict[str, list[int]]],
 ) -> str:
-    """Two rankers' bar charts side by side, a row a layer; the filters that each puts on top are strong, the others pale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 1.4 * len(first) + 0.2), layout="constrained")
+    """Draw two rankers' scores side by side, a row a layer; filters that are not in `best[ranker][layer]` are pale."""
+    figure = _figure(7.5, 1.4 * len(first) + 0.2)
     for i, layer in enumerate(first):
         for j, (name, scores) in enumerate(zip(names, (first, second), strict=True)):
             _bars(figure.add_subplot(len(first), 2, 2 * i + j + 1), f"{layer}: {name}", scores[layer], best[j][layer])
     return _svg(figure)
 
 
-def _bars(axes, title: str, values: list[float], strong: list[int] | None) -> None:
+def _bars(axes: "Axes", title: str, values: list[float], strong: list[int] | None) -> None:
     heights = np.array(values)
-    stays = np.ones(len(heights), bool)
-    if strong is not None:
-        stays[:] = False
-        stays[strong] = True
+    is_strong = np.full(len(heights), strong is None)
+    is_strong[strong or []] = True
     # one filled outline for all bars of a colour: a few hundred bytes, however many filters
     edges = np.arange(len(heights) + 1) - 0.5
     low = min(0.0, float(heights.min()))
-    for mask, colour in ((stays, "#2463a6"), (~stays, "#d9b38c")):
+    for mask, colour in ((is_strong, STRONG), (~is_strong, PALE)):
         if mask.any():  # bars stand on zero, negative ones hang from it
             axes.stairs(np.where(mask, heights, 0.0), edges, baseline=0.0, fill=True, color=colour)
     axes.set_title(title, fontsize=7, loc="left")
@@ -63,18 +58,13 @@ def _bars(axes, title: str, values: list[float], strong: list[int] | None) -> No
 
 
 def widths(before: dict[str, int], after: dict[str, int]) -> str:
-    """Filters a layer, before (outline) and after (filled)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
+    """Draw the number of filters in each layer, before (outline) and after (filled)."""
     names = list(before)
-    figure = Figure(figsize=(7.5, 0.22 * len(names) + 0.6), layout="constrained")
+    figure = _figure(7.5, 0.22 * len(names) + 0.6)
     axes = figure.add_subplot()
     place = np.arange(len(names))[::-1]
     axes.barh(place, [before[n] for n in names], 0.8, color="#eef2f6", edgecolor="#9aa7b4", linewidth=0.5)
-    axes.barh(place, [after[n] for n in names], 0.8, color="#2463a6")
+    axes.barh(place, [after[n] for n in names], 0.8, color=STRONG)
     for y, name in zip(place, names, strict=True):
         axes.text(before[name], y, f" {before[name]} → {after[name]}", va="center", fontsize=6)
     axes.set_yticks(place, names, fontsize=6)
@@ -85,31 +75,16 @@ def widths(before: dict[str, int], after: dict[str, int]) -> str:
     return _svg(figure)
 
 
-def _svg(figure) -> str:
-    buffer = io.StringIO()
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "slimrank"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
 def curves(points: dict[str, list[list[float]]], columns: int = 4) -> str:
-    """One small chart a layer: accuracy against the share of its filters that are gone. `points[layer]`: [share, _, top-1]."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
+    """Draw accuracy against the share of a layer's filters removed, a chart a layer; `points[layer]`: [share, _, top-1]."""
     columns = min(columns, max(1, len(points)))
     rows = math.ceil(len(points) / columns)
-    figure = Figure(figsize=(2.6 * columns, 1.6 * rows), layout="constrained")
+    figure = _figure(2.6 * columns, 1.6 * rows)
     top = max(p[2] for layer in points.values() for p in layer)
     for i, (layer, values) in enumerate(points.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.axhline(values[0][2], color="#9aa7b4", linewidth=0.7, linestyle=":")
-        axes.plot([p[0] for p in values], [p[2] for p in values], color="#2463a6", marker="o", markersize=2.5, linewidth=1.2)
+        axes.plot([p[0] for p in values], [p[2] for p in values], color=STRONG, marker="o", markersize=2.5, linewidth=1.2)
         axes.set_title(layer, fontsize=7, loc="left")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.08 * max(top, 1e-9))
@@ -121,11 +96,9 @@ def curves(points: dict[str, list[list[float]]], columns: int = 4) -> str:
     return _svg(figure)
 
 
-def heat(values: list[list[float]], rows: list[int], columns: list[int], down: str, across: str, title: str) -> str:
-    """A heat map as SVG, every cell with its figure (a share, shown in percent)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.4 + 0.8 * len(columns), 1.2 + 0.5 * len(rows)), layout="constrained")
+def heat_table(values: list[list[float]], rows: list[int], columns: list[int], down: str, across: str, title: str) -> str:
+    """Draw a matrix of shares, every cell coloured and labelled in percent; `down` and `across` name the axes."""
+    figure = _figure(1.4 + 0.8 * len(columns), 1.2 + 0.5 * len(rows))
     axes = figure.subplots()
     axes.imshow(values, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(columns)), [str(c) for c in columns])
@@ -140,3 +113,21 @@ def heat(values: list[list[float]], rows: list[int], columns: list[int], down: s
                 j, i, f"{100 * value:.1f}", ha="center", va="center", color="black" if value > middle else "white", fontsize=8
             )
     return _svg(figure)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """Make an empty figure, sizes in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: "Figure") -> str:
+    """Write a figure as SVG text, the same text for the same figure: no date, no random identifiers."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "slimrank"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,4 +1,4 @@
-"""Small pictures of filters, maps and images, as data URIs that stand in a page of their own."""
+"""Small pictures of filters, maps and images, as data URIs for self-contained pages."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ WHITE = 255
 
 
 def uri(picture: np.ndarray, photograph: bool = False) -> str:
-    """uint8 [height, width, 3] as a data URI: PNG, or JPEG for photographs."""
+    """Encode a uint8 picture [height, width, 3] as a data URI: PNG, or JPEG for photographs."""
     buffer = io.BytesIO()
     if photograph:
         Image.fromarray(picture).save(buffer, "JPEG", quality=82)
@@ -22,34 +22,36 @@ def uri(picture: np.ndarray, photograph: bool = False) -> str:
 
 
 def kernel(weight: np.ndarray) -> np.ndarray:
-    """[1 or 3, h, w] as a picture [h, w, 3]: zero is grey, the largest weight full."""
+    """Colour a kernel [1 or 3, h, w] as a picture [h, w, 3]: zero is grey, the largest weight saturated."""
     weight = weight if len(weight) == 3 else np.repeat(weight[:1], 3, 0)
-    top = max(float(np.abs(weight).max()), 1e-12)
-    return ((weight.transpose(1, 2, 0) / top + 1) * 127.5).round().astype(np.uint8)
+    largest = max(float(np.abs(weight).max()), 1e-12)
+    scaled: np.ndarray = ((weight.transpose(1, 2, 0) / largest + 1) * 127.5).round().astype(np.uint8)
+    return scaled
 
 
-def heat(values: np.ndarray, top: float | None = None) -> np.ndarray:
-    """[h, w] as a picture [h, w, 3]: dark at zero and below, bright at `top` (default: its own maximum)."""
+def heat(values: np.ndarray, largest: float | None = None) -> np.ndarray:
+    """Colour a map [h, w] as a picture [h, w, 3]: dark at zero and below, bright at `largest` (default: its maximum)."""
     from matplotlib import colormaps
 
-    top = float(values.max()) if top is None else top
-    return (colormaps["viridis"](np.clip(values / max(top, 1e-12), 0, 1))[..., :3] * 255).round().astype(np.uint8)
+    largest = float(values.max()) if largest is None else largest
+    colours = colormaps["viridis"](np.clip(values / max(largest, 1e-12), 0, 1))[..., :3]
+    return (np.asarray(colours) * 255).round().astype(np.uint8)
 
 
 def photograph(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [1 or 3, h, w] as a picture [h, w, 3]."""
+    """Turn uint8 pixels [1 or 3, h, w] into a picture [h, w, 3]."""
     pixels = pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, 0)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
 def montage(rows: Sequence[Sequence[np.ndarray | None]], side: int, gap: int = 3, smooth: bool = False) -> np.ndarray:
-    """Pictures in rows, each scaled to `side` pixels; None leaves a place empty."""
+    """Lay pictures out in rows on white, each scaled to `side` pixels and `gap` apart; None leaves a place empty."""
     columns = max(len(row) for row in rows)
     page = np.full((len(rows) * (side + gap) - gap, columns * (side + gap) - gap, 3), WHITE, np.uint8)
-    how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    resampling = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
             if picture is not None:
-                tile = np.asarray(Image.fromarray(picture).resize((side, side), how))
+                tile = np.asarray(Image.fromarray(picture).resize((side, side), resampling))
                 page[i * (side + gap) : i * (side + gap) + side, j * (side + gap) : j * (side + gap) + side] = tile
     return page

@@ -1,0 +1,157 @@
+"""report.html and explain.html: they stand alone, and text from the user stays text."""
+
+from html.parser import HTMLParser
+
+import pytest
+from jinja2 import UndefinedError
+
+from slimrank.evaluate.pages.explain import explain_page
+from slimrank.evaluate.pages.report import report_page
+
+HOSTILE = "<script>alert('x')</script> & \"quoted\""
+
+
+class Page(HTMLParser):
+    """Tags of a page, the addresses that it links to, and its text by the element that it stands in."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.links, self.texts = [], set(), [], {}
+        self.feed(html)
+        self.close()
+        assert self.open == [], "elements are not closed"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href") and tag != "use"]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(text)
+
+    def holds(self, tag, text):
+        return any(text in found for found in self.texts.get(tag, []))
+
+
+def report(name="lenet5", classes=("ant", "bee"), note="asked for"):
+    def side(macs, median_ms):
+        timing = {"model": "baseline", "provider": "cpu", "batch": 1, "threads": 1, "median_ms": median_ms}
+        row = {**timing, "p10_ms": median_ms, "p90_ms": median_ms, "runs": 15}
+        return {"top1": 0.9, "macs": macs, "flops": 2 * macs, "params": macs, "bytes": macs, "latency": [row]}
+
+    before, after = side(2000, 0.5), side(1000, 0.25)
+    results = [*before["latency"], {**after["latency"][0], "model": "compressed"}]
+    head = {
+        "indices": [[0, 1], [1, 2]], "k2": 2, "select": "omp", "fit": "train", "top1_dense": 0.9, "top1_head": 0.9,
+        "head_macs_before": 40, "head_macs_after": 20,
+    }  # fmt: skip
+    prune = {"budget": {"macs": 0.5}, "widths": {"conv1": [3, 2]}, "keep": {"conv1": [0, 2]}}
+    rival = {"name": "dense model, fine-tuned", "top1": 0.9, "macs": 2000, "seconds": 1.0, "file": "dense.onnx"}
+    stages = {
+        "rank": {"ranker": "fpgm", "scores": {"conv1": [3.0, 1.0, 2.0]}}, "prune": prune, "rivals": {"rows": [rival]},
+        "specialize": {"head": "tiled", "result": head}, "bench": {"results": results},
+    }  # fmt: skip
+    return {
+        "model": name, "classes": list(classes), "baseline": before, "compressed": after, "test_images": 100,
+        "stages": [{"name": stage, "seconds": 1.0, "says": note, **rest} for stage, rest in stages.items()],
+        "options": {"data": "digits", "validation": "train:0.1"}, "seconds": 5.0, "slimrank": "0.7.0",
+        "machine": {"processor": "CPU", "cores": 2, "onnxruntime": "1", "torch": "2", "python": "3"},
+        "validation_seen_in_training": None,
+    }  # fmt: skip
+
+
+def explanation(name="lenet5", classes=("ant", "bee"), note="there is no colour part"):
+    unit = {
+        "car": 0.1, "serves": [(classes[0], 0.1)], "hinders": [(classes[1], -0.1)], "colour": 0.5,
+        "concept": {"name": classes[0], "category": "object", "iou": 0.5},
+    }  # fmt: skip
+    layer = {
+        "filters": [unit, unit], "order": [1, 0], "tied": ["conv1"], "mean_colour": 0.5, "colour_under_car": None,
+        "redundancy": {"mean_pruned": 0.5, "mean_kept": None},
+    }  # fmt: skip
+    measures = ("whole", "influential_replaced", "random_replaced", "others_replaced")
+    noise = {measure: [0.9, 0.8] for measure in measures} | {f"mean_{measure}": 0.85 for measure in measures}
+    one, other = classes
+    rows = [
+        {"name": one, "carried": 0.9, "features": [(0, 1.0, 1.0, 0.9)], "shared_with": [(other, 1)]},
+        {"name": other, "carried": None, "features": [(0, 1.0, 1.0, None)], "shared_with": []},
+    ]
+    detected = {"units": [(one, "object", 0.5)], "detectors": 1, "unique": 1, "by_category": {}, "chance": {"unique": 0}}
+    return {
+        "model": name, "data": "digits", "filter_images": 1000, "validation": "train:0.1", "classes": rows, "k1": 1, "k2": 1,
+        "validation_seen_in_training": None, "features": 8, "noise": noise, "kernel_order": "Most important first.",
+        "overlap": {"all_pairs": 0.1, "different_classes": 0.1, "chance": 0.1}, "layers": {"conv1": layer}, "notes": [note],
+        "dissection": {
+            "layers": {"conv1": detected}, "images": 10, "concepts": 2, "iou_over": 0.04, "unique": 1, "denominator": "union",
+        },
+    }  # fmt: skip
+
+
+def explained(**words):
+    pictures = {"maps": "data:image/png;base64,aa", "best": [0], "worst": [1], "strips": {0: "data:,", 1: "data:,"}}
+    return explain_page(explanation(**words), {"conv1": pictures}, "data:image/png;base64,aa")
+
+
+def reported(**words):
+    return report_page(report(**words))
+
+
+PAGES = {"report": reported, "explain": explained}
+PLACES = [
+    ("report", {"name": HOSTILE}, "title"),
+    ("report", {"name": HOSTILE}, "h1"),
+    ("report", {"classes": ("ant", HOSTILE)}, "td"),
+    ("report", {"note": HOSTILE}, "td"),
+    ("report", {"note": HOSTILE}, "p"),
+    ("explain", {"name": HOSTILE}, "title"),
+    ("explain", {"name": HOSTILE}, "h1"),
+    ("explain", {"classes": ("ant", HOSTILE)}, "td"),
+    ("explain", {"classes": (HOSTILE, "bee")}, "b"),
+    ("explain", {"note": HOSTILE}, "p"),
+]
+
+
+@pytest.mark.parametrize(("page", "words", "tag"), PLACES, ids=[f"{p}-{'-'.join(w)}-{tag}" for p, w, tag in PLACES])
+def test_text_from_the_user_is_escaped(page, words, tag):
+    html = PAGES[page](**words)
+    seen = Page(html)
+    assert "script" not in seen.tags
+    assert "<script" not in html
+    assert seen.holds(tag, HOSTILE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_stands_alone(page):
+    seen = Page(PAGES[page]())
+    assert "script" not in seen.tags
+    assert "link" not in seen.tags
+    assert all(link.startswith(("data:", "#")) for link in seen.links)
+
+
+@pytest.mark.parametrize(("seen", "warned"), [(None, True), (False, False), (True, False)], ids=["unknown", "not-seen", "seen"])
+def test_the_report_doubts_unknown_validation_images_only(seen, warned):
+    assert ("test:0.2" in report_page({**report(), "validation_seen_in_training": seen})) is warned
+
+
+def test_the_report_says_that_nothing_was_measured_without_data():
+    without = report() | {"test_images": None, "options": {}}
+    for side in ("baseline", "compressed"):
+        without[side]["top1"] = None
+    html = report_page(without)
+    assert "No data was given" in html
+    assert "not measured" in html
+
+
+def test_a_figure_that_is_missing_is_an_error_and_not_an_empty_cell():
+    broken = report()
+    del broken["machine"]["processor"]
+    with pytest.raises(UndefinedError, match="processor"):
+        report_page(broken)
