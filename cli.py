@@ -144,13 +144,11 @@ def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from slimrank.files import output
 
     output(args.out, ".safetensors", getattr(args, "checkpoint", None))
-    if len(args.threads) > 1 or len(args.providers) > 1:
-        raise SlimrankError("a head is chosen for one thread count and one provider; give one of each")
     options = HeadOptions(
         select=args.select, fit=args.fit, layout=args.layout, k1=args.k1, k2=args.k2, groups=args.groups, tile=args.tile,
         adjacent=args.adjacent, rescore=args.rescore, probe=args.probe, agreement=args.agreement, max_drop=args.max_drop,
         layer=args.layer,
-        batches=tuple(args.batch), threads=args.threads[0], provider=args.providers[0], seed=args.seed,
+        batch=tuple(args.batch), threads=tuple(args.threads), providers=tuple(args.providers), seed=args.seed,
     )  # fmt: skip
     options.check()
     given = checkpoint(args)

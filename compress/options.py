@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from ..errors import SlimrankError, near
 from ..evaluate.latency import check_settings
-from .head.options import HeadOptions
-from .head.select import GATES
+from .head.options import BY_GATES, HeadOptions
 from .pruning.budget import Cut
 from .rankers import DATA_FREE, DEFAULT, ranker
 from .training.recipe import Recipe
@@ -75,7 +74,7 @@ class Options:
         """The head; k2 auto finds the smallest within a hundredth of top-1."""
         return HeadOptions(
             select=self.select, fit=self.fit, layout="auto" if self.head == "linear" else self.head, k1=self.k1, k2=self.k2,
-            rescore=self.rescore, batches=self.batch, threads=self.threads[0], provider=self.providers[0], seed=self.seed,
+            rescore=self.rescore, batch=self.batch, threads=self.threads[:1], providers=self.providers[:1], seed=self.seed,
             only_faster=self.head == "auto", rival=False,
         )  # fmt: skip
 
@@ -91,7 +90,7 @@ class Options:
         if self.head not in HEADS:
             raise SlimrankError(f"no head {self.head!r}; {near(self.head, HEADS)}")
         self.subspaces.check()
-        if self.select == GATES:
+        if self.select == BY_GATES:
             raise SlimrankError("--select gates is for specialize: compress moves the weights that gates were trained with")
         if self.data is None and record.split is not None:
             raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")

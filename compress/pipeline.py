@@ -25,10 +25,10 @@ from ..export.to_onnx import export, size
 from ..files import read_json, ready, write_json, write_text
 from .channels.groups import ChannelMap, stays
 from .channels.tracing import channel_map
-from .head.options import NotFaster
+from .head.result import NotFaster
 from .head.specialize import specialize
 from .network.checkpoint import SEEN, Checkpoint, load, save
-from .network.subspace import INT8
+from .network.layout_names import INT8
 from .options import Options, typed
 from .pruning.budget import Cut, kept_trials, reached_by, within_drop
 from .pruning.budget import plan as planned

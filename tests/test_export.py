@@ -200,10 +200,10 @@ def test_bench_head_rows():
     macs = {r["layout"]: r["macs"] for r in found["results"]}
     assert (macs["linear"], macs["tiled"], macs["tiled+rescore"]) == (640, 80, 80 + 8 * 64)
     for words_, told in (
-        ({"k": 65}, "--k"),
+        ({"k": 65}, "`k`"),
         ({"layout": ["gathr"]}, "no layout"),
-        ({"groups": 11, "layout": ["tiled"]}, "--groups"),
-        ({"groups": 2, "layout": ["two-level"], "probe": 3}, "--probe"),
+        ({"groups": 11, "layout": ["tiled"]}, "`groups`"),
+        ({"groups": 2, "layout": ["two-level"], "probe": 3}, "probe"),
     ):
         asked = {"k": 8, "layout": ["gather"], **words, **words_}
         with pytest.raises(SlimrankError, match=told):

@@ -11,12 +11,14 @@ from slimrank.compress.channels.features import Cached, Coverage, Moments, Votes
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.head.cluster import Subspaces, assigned, cocluster, fold
 from slimrank.compress.head.fit import assemble, refitted, top1, trained, truncated
-from slimrank.compress.head.select import SELECTS, centred, choose, pursuit, saliency
+from slimrank.compress.head.options import SELECTS
+from slimrank.compress.head.select import centred, choose, pursuit, saliency
 from slimrank.compress.head.specialize import with_head
 from slimrank.compress.head.two_level import confusable, mean_scores, trained_scores
 from slimrank.compress.network import models
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.network.subspace import LAYOUTS, SubspaceLinear, sizes
+from slimrank.compress.network.layout_names import LAYOUTS
+from slimrank.compress.network.subspace import SubspaceLinear, sizes
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 

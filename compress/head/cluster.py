@@ -47,9 +47,9 @@ def cocluster(
     """
     classes, m = saliency.shape
     if not 1 <= groups <= classes:
-        raise SlimrankError(f"--groups is {groups}, the classifier has {classes} classes; choose 1 to {classes}")
+        raise SlimrankError(f"`groups` is {groups}, the classifier has {classes} classes; choose 1 to {classes}")
     if m % tile or k % tile or not tile <= k <= m:
-        raise SlimrankError(f"tiles of {tile} features do not divide --k2 {k} and the classifier's {m} features")
+        raise SlimrankError(f"tiles of {tile} features do not divide `k2` {k} and the classifier's {m} features")
     part = saliency
     if adjacent or order is not None:
         rows = torch.arange(classes) if order is None else order

@@ -14,20 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ...errors import SlimrankError, near
 from ..channels.features import Cached, Moments
 from ..network.subspace import SubspaceLinear, sizes
 from .cluster import Subspaces
 from .select import CHUNK
 
-FITS = ("truncate", "refit", "train")
 Head = TypeVar("Head", bound=torch.nn.Module)
 SHARES = (1.0, 0.5, 0.0)  # of the loss that is distillation; the rest is cross-entropy
-
-
-def check_fit(fit: str) -> None:
-    if fit not in FITS:
-        raise SlimrankError(f"no --fit {fit!r}; {near(fit, FITS)}")
 
 
 def truncated(weight: Tensor, bias: Tensor, spaces: Subspaces) -> tuple[Tensor, Tensor]:

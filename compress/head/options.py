@@ -1,43 +1,68 @@
-"""What a specialised classifier is asked to be, and what it turned out to be."""
+"""What a class-specific classifier is asked to be. Nothing heavy is imported here: the command line reads these options."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from ...errors import SlimrankError, near
-from ...evaluate.latency import check_settings
-from ..network.subspace import INT8, LAYOUTS, check_tile
-from .fit import check_fit
-from .select import VOTING, check_select
+from ...option import option
+from ..network.layout_names import INT8, LAYOUTS
 
+SELECTS = ("histogram", "contribution", "omp", "weights", "weights+histogram")  # of select.choose
+BY_GATES = "gates"  # of training/gates.py, for checkpoints trained with them
+VOTING = ("histogram", "weights+histogram")
+FITS = ("truncate", "refit", "train")
+HEAD_LAYOUTS = ("auto", *LAYOUTS, INT8)
+WITHOUT_TILES = ("dense", "gather", INT8)
 AGREEMENT, DROP = 0.99, 0.01
 
 
-class NotFaster(SlimrankError):
-    """No layout beats the dense layer by the clock within the accuracy asked for; the message says what was tried."""
+def number_or_auto(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
-@dataclass(frozen=True)
+def coverage(text: str) -> int | float:
+    """A number of votes, or coverage:SHARE of the l1 norm."""
+    kind, colon, share = text.partition(":")
+    return float(share) if colon and kind == "coverage" else int(text)
+
+
+number_or_auto.__name__ = "number, auto"  # argparse names the type of a bad value
+AUTO: Callable[[str], int | str] = number_or_auto
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadOptions:
-    """What a head is asked to be. k1: votes an image, or the share of the l1 norm they must carry; k2 None: an eighth."""
+    """What a head is asked to be; `select` None is omp, `agreement` None AGREEMENT and `max_drop` None DROP."""
 
-    select: str | None = None  # omp; tiles are always found by co-clustering
-    fit: str = "train"
-    layout: str = "auto"
-    k1: int | float | None = None
-    k2: int | str | None = None
-    groups: int | None = None
-    tile: int | None = None
-    adjacent: bool = False
-    rescore: int | str = 0
-    probe: int | str = 0  # tiled: groups that are computed of each image; 0: all
-    agreement: float | None = None  # AGREEMENT; decides --rescore auto and --probe auto
-    max_drop: float | None = None  # DROP; decides --layout auto and --k2 auto
-    layer: str | None = None
-    batches: tuple[int, ...] = (1, 8, 32)
-    threads: int = 1
-    provider: str = "cpu"
-    seed: int = 0
-    only_faster: bool = False  # no head at all where none is faster and accurate enough
+    batch: tuple[int, ...] = option((1, 8, 32), "batch sizes (default {default})")
+    threads: tuple[int, ...] = option((1,), "thread counts, comma-separated")
+    providers: tuple[str, ...] = option(("cpu",), "cpu, cuda", flag=("--providers", "--provider"))
+    select: str | None = option(
+        None,
+        "omp (default), contribution, histogram (the paper), weights, weights+histogram, gates (of --csg); not for tiled",
+    )
+    fit: str = option("train", "train (default), refit (least squares), truncate (the paper)")
+    k1: int | float | None = option(None, "histogram: votes an image has (default: as k2), or coverage:0.9", read=coverage)
+    k2: int | str | None = option(None, "features a class keeps (default: an eighth, at least 5), or auto", read=AUTO)
+    rescore: int | str = option(
+        0, "give the best N classes the dense layer's own logits (to decide as it does), or auto", read=AUTO, metavar="N"
+    )
+    layout: str = option("auto", "auto (default: the fastest that is accurate enough), dense, gather, tiled, int8")
+    groups: int | None = option(
+        None,
+        "tiled: groups of classes that share their features (default: 25 classes each; with --probe their square root)",
+    )
+    tile: int | None = option(None, "tiled: adjacent features that go together, a power of two (default: up to 16)")
+    adjacent: bool = option(False, "tiled: groups of neighbouring classes, so that no logit moves")
+    probe: int | str = option(
+        0, "tiled, for many classes: compute only the P groups of them that a coarse score finds best, or auto",
+        read=AUTO, metavar="P",
+    )  # fmt: skip
+    agreement: float | None = option(None, "--rescore auto, --probe auto: share of equal decisions (default 0.99)")
+    max_drop: float | None = option(None, "auto: validation top-1 that may be lost (default 0.01)")
+    layer: str | None = option(None, "the classifier, to be sure which it is")
+    seed: int = option(0, "of splits, random scores and training (default 0)")
+    only_faster: bool = False  # the dense layer stays where no head is faster and accurate enough
     rival: bool = True  # train the dense layer beside a trained head
 
     @property
@@ -46,13 +71,18 @@ class HeadOptions:
 
     @property
     def any_layout(self) -> bool:
-        """Nothing was asked for that only subspaces have, so that the dense layer in int8 is an answer, too.
+        """Whether the dense layer in int8 is an answer, too: nothing was asked for that only subspaces have.
 
         Not in `compress`: the microseconds are nothing there beside the network's, and its logits stay as they are.
         """
         return not any((
             self.select, self.k1, self.k2, self.groups, self.tile, self.adjacent, self.rescore, self.probe, self.only_faster,
         ))  # fmt: skip
+
+    @property
+    def votes(self) -> bool:
+        """Whether the training images vote for the features."""
+        return self.chosen_by in VOTING and self.layout != "tiled"
 
     @property
     def least_agreement(self) -> float:
@@ -63,108 +93,75 @@ class HeadOptions:
         return DROP if self.max_drop is None else self.max_drop
 
     def check(self) -> None:
+        """Raise SlimrankError for options that contradict one another, before anything is read."""
+        from ...evaluate.latency import check_settings
+
+        if len(self.threads) > 1 or len(self.providers) > 1:
+            raise SlimrankError("a head is chosen for one thread count and one provider; give one of each")
         check_select(self.chosen_by)
         check_fit(self.fit)
-        check_settings([self.provider], self.batches, [self.threads])
-        layouts = ("auto", *LAYOUTS, INT8)
-        if self.layout not in layouts:
-            raise SlimrankError(f"no layout {self.layout!r}; {near(self.layout, layouts)}")
+        check_settings(self.providers, self.batch, self.threads)
+        self._check_values()
+        self._check_searches()
+        self._check_layout()
+
+    def _check_values(self) -> None:
+        if self.layout not in HEAD_LAYOUTS:
+            raise SlimrankError(f"no layout {self.layout!r}; {near(self.layout, HEAD_LAYOUTS)}")
         if self.layout == INT8 and (self.select or self.k1 is not None or self.k2 is not None):
-            raise SlimrankError("--layout int8 keeps every feature; leave out --select, --k1 and --k2")
+            raise SlimrankError("`layout` int8 keeps every feature; leave out `select`, `k1` and `k2`")
         if isinstance(self.k1, float) and not 0 < self.k1 <= 1:
-            raise SlimrankError(f"--k1 coverage:{self.k1} must be a share of the l1 norm, above 0 and at most 1")
-        for name, value in (("--k2", self.k2), ("--rescore", self.rescore), ("--probe", self.probe)):
+            raise SlimrankError(f"`k1` coverage:{self.k1} must be a share of the l1 norm, above 0 and at most 1")
+        for name, value in (("k2", self.k2), ("rescore", self.rescore), ("probe", self.probe)):
             if isinstance(value, str) and value != "auto":
-                raise SlimrankError(f"{name} is {value!r}, must be a number or auto")
+                raise SlimrankError(f"`{name}` is {value!r}, must be a number or auto")
         if not 0 < self.least_agreement <= 1 or not 0 <= self.drop < 1:
             raise SlimrankError(
-                f"--agreement {self.least_agreement} and --max-drop {self.drop} must be shares, as 0.99 and 0.01"
+                f"`agreement` {self.least_agreement} and `max_drop` {self.drop} must be shares, as 0.99 and 0.01"
             )
+
+    def _check_searches(self) -> None:
+        """What is left to a search, and what the search needs to know."""
         if self.agreement is not None and "auto" not in (self.rescore, self.probe):
-            raise SlimrankError("--agreement decides --rescore auto and --probe auto; add one, or leave --agreement out")
+            raise SlimrankError("`agreement` decides `rescore` auto and `probe` auto; add one, or leave `agreement` out")
         if self.probe == "auto" and self.layout == "auto":
-            raise SlimrankError("--probe auto needs a layout to try it on; add --layout tiled, or give --probe a number")
-        if self.probe and self.layout in ("dense", "gather", INT8):
-            raise SlimrankError(f"--probe computes some groups of classes only, --layout {self.layout} has none; take tiled")
+            raise SlimrankError("`probe` auto needs a layout to try it on; add `layout` tiled, or give `probe` a number")
+        if self.probe and self.layout in WITHOUT_TILES:
+            raise SlimrankError(f"`probe` computes some groups of classes only, `layout` {self.layout} has none; take tiled")
         if self.probe and self.adjacent:
-            raise SlimrankError("--probe groups the classes that are confused with one another; leave out --adjacent")
+            raise SlimrankError("`probe` groups the classes that are confused with one another; leave out `adjacent`")
         if self.max_drop is not None and self.layout != "auto" and self.k2 != "auto":
-            raise SlimrankError("--max-drop decides --layout auto and --k2 auto; add one of them, or leave --max-drop out")
+            raise SlimrankError("`max_drop` decides `layout` auto and `k2` auto; add one of them, or leave `max_drop` out")
+
+    def _check_layout(self) -> None:
         if self.groups is not None and self.groups < 1:
-            raise SlimrankError(f"--groups is {self.groups}, must be at least 1")
+            raise SlimrankError(f"`groups` is {self.groups}, must be at least 1")
         check_tile(self.tile)
         if self.layout == "tiled" and (self.select or self.k1):
-            raise SlimrankError("--layout tiled finds its features by co-clustering; leave out --select and --k1")
+            raise SlimrankError("`layout` tiled finds its features by co-clustering; leave out `select` and `k1`")
         if self.k1 is not None and self.chosen_by not in VOTING:
-            raise SlimrankError(f"--k1 counts votes, --select {self.chosen_by} has none; take --select histogram")
+            raise SlimrankError(f"`k1` counts votes, `select` {self.chosen_by} has none; take `select` histogram")
         if self.layout in ("dense", INT8) and self.rescore:
             raise SlimrankError(
-                f"--layout {self.layout} computes every logit already; --rescore would only add to it, leave it out"
+                f"`layout` {self.layout} computes every logit already; `rescore` would only add to it, leave it out"
             )
-        if self.layout in ("dense", "gather", INT8) and (self.groups or self.tile or self.adjacent):
-            raise SlimrankError(f"--groups, --tile and --adjacent shape tiles; --layout {self.layout} has none")
+        if self.layout in WITHOUT_TILES and (self.groups or self.tile or self.adjacent):
+            raise SlimrankError(f"`groups`, `tile` and `adjacent` shape tiles; `layout` {self.layout} has none")
 
 
-@dataclass(frozen=True)
-class HeadResult:
-    """A specialised head beside the dense one, on the same test images. `agreement`: share of equal decisions."""
+def check_select(select: str) -> None:
+    if select not in (*SELECTS, BY_GATES):
+        raise SlimrankError(f"no `select` {select!r}; {near(select, (*SELECTS, BY_GATES))}")
 
-    layer: str
-    select: str
-    fit: str
-    k1: int | None
-    k2: int
-    features: int
-    layout: str
-    groups: int
-    tile: int
-    folded: bool
-    rescore: int
-    probe: int
-    images: int
-    top1_dense: float
-    top1_head: float
-    top1_dense_trained: float | None
-    ratio: float
-    agreement: float
-    shortlist_recall: float | None
-    probe_recall: float | None
-    n: int
-    head_macs_before: int
-    head_macs_after: int
-    features_cut: int
-    seconds: float
-    indices: list[list[int]] = field(repr=False)
-    training: dict[str, Any] | None = None
-    latency: dict[str, Any] | None = None
-    note: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+def check_fit(fit: str) -> None:
+    if fit not in FITS:
+        raise SlimrankError(f"no `fit` {fit!r}; {near(fit, FITS)}")
 
-    def __str__(self) -> str:
-        votes = "" if self.k1 is None else f"k1={self.k1}, "
-        shape = f" in {self.groups} groups, tiles of {self.tile}" if self.layout == "tiled" else ""
-        made = "int8" if self.layout == INT8 else "subspaces"
-        lines = [
-            f"{self.layer}: {self.k2} of {self.features} features a class ({self.select}, {self.fit}; {votes}"
-            f"{self.images:,} training images), layout {self.layout}{shape}",
-            f"  top-1 dense {self.top1_dense:.4f} -> {made} {self.top1_head:.4f} (r_A {self.ratio:.4f}) on {self.n:,} "
-            f"images, same decision on {self.agreement:.2%}",
-        ]
-        if self.top1_dense_trained is not None:
-            lines.append(f"  the dense layer trained the same way: {self.top1_dense_trained:.4f}")
-        if self.probe:
-            lines.append(
-                f"  two levels: {self.probe} of {self.groups} groups computed; they hold what computing all would decide on "
-                f"{self.probe_recall:.2%}"
-            )
-        if self.rescore:
-            lines.append(f"  {self.rescore} classes rescored; the dense decision is among them on {self.shortlist_recall:.2%}")
-        lines.append(f"  head MACs {self.head_macs_before:,} -> {self.head_macs_after:,}")
-        if self.features_cut:
-            lines.append(f"  {self.features_cut} features that no class reads were cut from the layers before")
-        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
+
+def check_tile(tile: int | None) -> None:
+    if tile is not None and (tile < 1 or tile & (tile - 1)):
+        raise SlimrankError(f"`tile` is {tile}, must be a power of two, as 8 or 16")
 
 
 def default_k(features: int) -> int:

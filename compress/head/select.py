@@ -11,12 +11,10 @@ What all classes share moves no softmax, so contribution and omp read W less its
 import torch
 from torch import Tensor
 
-from ...errors import SlimrankError, near
+from ...errors import SlimrankError
 from ..channels.features import Moments, Votes
+from .options import check_select
 
-SELECTS = ("histogram", "contribution", "omp", "weights", "weights+histogram")
-GATES = "gates"  # chosen by gates.py
-VOTING = ("histogram", "weights+histogram")
 CHUNK = 2**25  # numbers at once
 
 
@@ -25,16 +23,11 @@ def centred(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return weight - weight.mean(0), bias - bias.mean()
 
 
-def check_select(select: str) -> None:
-    if select not in (*SELECTS, GATES):
-        raise SlimrankError(f"no --select {select!r}; {near(select, (*SELECTS, GATES))}")
-
-
 def choose(select: str, weight: Tensor, moments: Moments, votes: Votes | None, k2: int) -> Tensor:
     """int64 [classes, k2], rising. `weight`: the dense layer's, [classes, features]."""
     check_select(select)
     if not 1 <= k2 <= weight.shape[1]:
-        raise SlimrankError(f"--k2 is {k2}, the classifier reads {weight.shape[1]} features; choose 1 to {weight.shape[1]}")
+        raise SlimrankError(f"`k2` is {k2}, the classifier reads {weight.shape[1]} features; choose 1 to {weight.shape[1]}")
     if select == "histogram":
         assert votes is not None
         return votes.choose(k2)

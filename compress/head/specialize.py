@@ -2,7 +2,6 @@
 
 import copy
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,18 +11,21 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ...evaluate.accuracy import predictor
 from ...evaluate.data import Data, Images
+from ...evaluate.latency import Comparison
 from ..channels.features import Cached, Coverage, Keeper, Moments, Votes, cached, classifier, features, survey
 from ..channels.groups import ChannelMap
 from ..channels.tracing import channel_map
 from ..network.checkpoint import Checkpoint
-from ..network.subspace import INT8, SubspaceLinear, check_probe
+from ..network.layout_names import INT8
+from ..network.subspace import SubspaceLinear, check_probe
 from ..pruning.surgery import cut
 from ..training import gates
 from . import two_level as coarse
 from .cluster import Subspaces, cocluster, fold
 from .fit import Trained, assemble, decisions, refitted, top1, trained, truncated
-from .options import HeadOptions, HeadResult, NotFaster, default_k
-from .select import VOTING, centred, choose, saliency
+from .options import VOTING, HeadOptions, default_k
+from .result import HeadResult, NotFaster
+from .select import centred, choose, saliency
 from .timing import Timed, candidates, fastest_first, two_level_groups
 
 CACHE = 2**31  # bytes of features that training a head may hold
@@ -64,7 +66,7 @@ def specialize(
         agreement=float((dense == ours).double().mean()), shortlist_recall=recall, probe_recall=probed, n=len(seen.labels),
         head_macs_before=stage.dense.weight.numel(), head_macs_after=made.macs(()), features_cut=unread,
         seconds=time.perf_counter() - began, indices=head.indices().tolist(),
-        training=asdict(training) if training else None, latency=stage.timed, note="; ".join(stage.notes),
+        training=training, latency=stage.timed, note="; ".join(stage.notes),
     )  # fmt: skip
     said = ("select", "fit", "k1", "k2", "layout", "groups", "tile", "rescore", "probe", "folded", "features_cut")
     return stage.checkpoint.then(model, step="specialize", **{key: getattr(result, key) for key in said}), result
@@ -80,24 +82,24 @@ class Stage:
         self.classes, self.m = self.dense.weight.shape
         self.place = (checkpoint.model, self.channels, self.layer, checkpoint.example(2))
         self.notes: list[str] = []
-        self.timed: dict[str, Any] | None = None
+        self.timed: Comparison | None = None
         for name, k in (("k2", options.k2), ("k1", options.k1)):
             if isinstance(k, int) and not 1 <= k <= self.m:
-                raise SlimrankError(f"--{name} is {k}, the classifier reads {self.m} features; choose 1 to {self.m}")
+                raise SlimrankError(f"`{name}` is {k}, the classifier reads {self.m} features; choose 1 to {self.m}")
         if isinstance(options.rescore, int) and not 0 <= options.rescore <= self.classes:
             raise SlimrankError(
-                f"--rescore is {options.rescore}, must lie in 0..{self.classes}: there are {self.classes} classes"
+                f"`rescore` is {options.rescore}, must lie in 0..{self.classes}: there are {self.classes} classes"
             )
         if options.layout == "tiled":
             self.tile(options.k2 if isinstance(options.k2, int) else None)
         if options.groups is not None and options.groups > self.classes:
-            raise SlimrankError(f"--groups is {options.groups}, the classifier has {self.classes} classes; choose fewer")
+            raise SlimrankError(f"`groups` is {options.groups}, the classifier has {self.classes} classes; choose fewer")
         if options.probe:
             few, again = (value if isinstance(value, int) else 1 for value in (options.probe, options.rescore))
             check_probe(few, self.groups(), again if options.probe != "auto" else 0, self.classes)
         if options.chosen_by == "gates" and options.layout != "tiled":
             if checkpoint.gates is None:
-                raise SlimrankError("--select gates: this checkpoint has no gates; train them with `slimrank train --csg`")
+                raise SlimrankError("`select` gates: this checkpoint has no gates; train them with `slimrank train --csg`")
             gates.choose(checkpoint.gates, self.dense.weight.detach().cpu(), 1)
         bias = torch.zeros(self.classes) if self.dense.bias is None else self.dense.bias.detach().cpu()
         weight = self.dense.weight.detach().cpu()
@@ -151,8 +153,8 @@ class Stage:
             while k2 % wide:
                 wide //= 2
         if self.m % wide or (k2 is not None and k2 % wide):
-            both = f"--k2 {k2} and the" if k2 else "the"
-            raise SlimrankError(f"--tile {wide} does not divide {both} classifier's {self.m} features; choose another")
+            both = f"`k2` {k2} and the" if k2 else "the"
+            raise SlimrankError(f"`tile` {wide} does not divide {both} classifier's {self.m} features; choose another")
         return wide
 
     def k2(self, layout: str) -> int:
@@ -255,9 +257,9 @@ class Stage:
         free = fold(*self.place, torch.arange(self.m).flip(0)) is not None
         shapes = candidates(
             self.m, self.classes, k2, t, groups=o.groups, adjacent=o.adjacent, reorder=not free, rescore=rescore, seed=o.seed,
-            probe=o.probe if isinstance(o.probe, int) else 0, int8=o.any_layout and o.provider == "cpu",
+            probe=o.probe if isinstance(o.probe, int) else 0, int8=o.any_layout and o.providers == ("cpu",),
         )  # fmt: skip
-        found, self.timed, told = fastest_first(shapes, self.m, self.classes, o.batches, o.threads, o.provider)
+        found, self.timed, told = fastest_first(shapes, self.m, self.classes, o.batch, o.threads[0], o.providers[0])
         self.notes += [told] if told else []
         return found
 

@@ -52,7 +52,7 @@ def sweep(checkpoint: Checkpoint, data: Data, ks: Sequence[int], *, fit: str = "
     classes, m = dense.weight.shape
     ks = sorted(set(ks))
     if not ks or ks[0] < 1 or ks[-1] > m:
-        raise SlimrankError(f"--sweep {','.join(map(str, ks))}: the classifier reads {m} features; choose 1 to {m}")
+        raise SlimrankError(f"`sweep` {','.join(map(str, ks))}: the classifier reads {m} features; choose 1 to {m}")
     weight, bias = (
         dense.weight.detach().cpu(),
         dense.bias.detach().cpu() if dense.bias is not None else dense.weight.new_zeros(classes),

@@ -17,7 +17,9 @@ from ...export.to_onnx import export, size
 from ..channels.features import classifier
 from ..channels.tracing import channel_map
 from ..network.checkpoint import Checkpoint
-from ..network.subspace import INT8, SubspaceLinear, check_probe, check_tile, rescored
+from ..network.layout_names import INT8
+from ..network.subspace import SubspaceLinear, check_probe, rescored
+from .options import check_tile
 
 GROUPS = (2, 4, 8, 16, 32)  # that `auto` tries, of five classes or more each: every group costs a node
 FEW = 20_000  # indices that a gather may copy, at about 9 ns each, to be worth a try
@@ -162,7 +164,7 @@ def two_level_groups(classes: int) -> int:
 
 def fastest_first(
     shapes: Mapping[Timed, nn.Module], features: int, classes: int, batches: Sequence[int], threads: int, provider: str
-) -> tuple[list[Timed], dict[str, Any], str]:
+) -> tuple[list[Timed], Comparison, str]:
     """Shapes that are faster than the dense layer in the mean and nowhere slower, fastest first; the timings; what to say."""
     heads = {"linear": nn.Linear(features, classes), **{one.name: made for one, made in shapes.items()}}
     timed, _ = time_heads(heads, features, batches, [threads], [provider])
@@ -172,11 +174,11 @@ def fastest_first(
         found.append(replace(one, mean=float(speedups.log().mean().exp()), worst=float(speedups.min())))
     found.sort(key=lambda one: -one.mean)
     if not found:
-        return [], timed.to_dict(), "too few classes for groups; the dense layer is as fast as it gets"
+        return [], timed, "too few classes for groups; the dense layer is as fast as it gets"
     good = [one for one in found if one.mean > 1.05 and one.worst >= WORST]
     told = [] if good else [f"no layout beats the dense layer by the clock: {found[0]}"]
     told += [str(one) for one in found if one.probe and one not in good and (good or one is not found[0])]
-    return good, timed.to_dict(), "; ".join(told)
+    return good, timed, "; ".join(told)
 
 
 def bench(
@@ -199,24 +201,24 @@ def bench(
             found = classifier(checkpoint.model, channels)[1]
         features, classes = int(found.in_features), int(found.out_features)
     for name, value in (
-        ("--features", features),
-        ("--classes", classes),
-        ("--rescore", rescore),
-        ("--probe", 1 if probe is None else probe),
+        ("features", features),
+        ("classes", classes),
+        ("rescore", rescore),
+        ("probe", 1 if probe is None else probe),
     ):
         if value < 1:
-            raise SlimrankError(f"{name} is {value}, must be at least 1")
+            raise SlimrankError(f"`{name}` is {value}, must be at least 1")
     k = max(1, features // 16) if k is None else k
     if not 1 <= k <= features:
-        raise SlimrankError(f"--k is {k}, must lie in 1..{features}, the number of features")
+        raise SlimrankError(f"`k` is {k}, must lie in 1..{features}, the number of features")
     many = two_level_groups(classes) if groups is None else groups
     groups = min(classes, 4) if groups is None else groups
     if not 1 <= groups <= classes:
-        raise SlimrankError(f"--groups is {groups}, must lie in 1..{classes}, the number of classes")
+        raise SlimrankError(f"`groups` is {groups}, must lie in 1..{classes}, the number of classes")
     check_tile(tile)
     tile = next(t for t in (16, 8, 4, 2, 1) if features % t == 0 and k % t == 0) if tile is None else tile
     if features % tile or k % tile:
-        raise SlimrankError(f"--tile {tile} does not divide --k {k} and {features} features; choose another")
+        raise SlimrankError(f"`tile` {tile} does not divide `k` {k} and {features} features; choose another")
     linear = nn.Linear(features, classes).eval()
     weight, bias = linear.weight.detach(), linear.bias.detach()
     again = min(rescore, classes)
@@ -225,7 +227,7 @@ def bench(
     if two:
         check_probe(few, many, again if "two-level+rescore" in layout else 0, classes)
     elif probe is not None and own is None:
-        raise SlimrankError("--probe says how many groups of a two-level head are computed; add --layout two-level")
+        raise SlimrankError("`probe` says how many groups of a two-level head are computed; add `layout` two-level")
     kinds: dict[str, Any] = {
         "svd": lambda: low_rank(weight, bias, k * classes),
         "svd+rescore": lambda: low_rank(weight, bias, k * classes, rescore=again),

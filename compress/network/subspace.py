@@ -10,20 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SlimrankError, near
-
-LAYOUTS = ("dense", "gather", "tiled")
-INT8 = "int8"
+from .layout_names import INT8, LAYOUTS
 
 
 def sizes(classes: int, groups: int) -> list[int]:
     """Classes divided into groups as evenly as can be; the larger groups come first."""
     least, more = divmod(classes, groups)
     return [least + 1] * more + [least] * (groups - more)
-
-
-def check_tile(tile: int | None) -> None:
-    if tile is not None and (tile < 1 or tile & (tile - 1)):
-        raise SlimrankError(f"--tile is {tile}, must be a power of two, as 8 or 16")
 
 
 class SubspaceLinear(nn.Module):
