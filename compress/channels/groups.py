@@ -1,6 +1,6 @@
-"""Filters that belong together.
+"""Groups of filters that belong together.
 
-Every filter carries a label through the network (tracing.py). Where two labels are tied, their filters are one *unit*:
+Every filter carries a label through the network (propagation.py). Where two labels are tied, their filters are one *unit*:
 they go together or stay together. Units of the same layers form a *group*.
 
 A module that maps channels in its own way (resnet-cifar's shortcut, SubspaceLinear) offers
@@ -19,7 +19,7 @@ from ..network.resize import CONVS
 
 @dataclass(frozen=True)
 class Group:
-    """Filters that go together. `name` is the first layer in forward order; `units` counts what can be cut one by one."""
+    """Filters that are cut together. `name`: the first layer in forward order; `units`: what can be cut one by one."""
 
     name: str
     layers: tuple[str, ...]
@@ -31,6 +31,7 @@ class Group:
 
     @property
     def prunable(self) -> bool:
+        """Whether some of its units can be cut and one stays."""
         return self.units > 1 and len(self.fixed) < self.units
 
 
@@ -51,14 +52,14 @@ class ChannelMap:
     classifier: str
 
     def group(self, layer: str) -> Group:
-        """The group that a layer belongs to; any member's name will do."""
+        """Find the group that a layer belongs to. Raises SlimrankError for a layer that does not exist."""
         for group in self.groups:
             if layer == group.name or layer in group.layers:
                 return group
         raise SlimrankError(f"no layer {layer!r} with filters; {near(layer, [g.name for g in self.groups])}")
 
     def chosen(self, layers: Sequence[str] | None, features: bool = False) -> list[str]:
-        """Names of the groups that some layers belong to (None: all that can be pruned), each once, in forward order.
+        """Name the groups that some layers belong to (None: all that can be pruned), each once, in forward order.
 
         With `features`, the classifier's own name stands for the features that it alone reads. Raises SlimrankError for a
         layer that does not exist, and for one that cannot be masked alone.
@@ -82,7 +83,7 @@ class ChannelMap:
         return [name for name in names if name in wanted]
 
     def removed(self, keep: Mapping[str, Sequence[int]]) -> Tensor:
-        """Boolean [all units]: True where a unit is not among the kept ones of its group. Groups not named stay whole."""
+        """Mark the units that are not among the kept ones of their group, boolean [all units]. Groups not named stay whole."""
         gone = torch.zeros(sum(g.units for g in self.groups), dtype=torch.bool)
         for name, kept in keep.items():
             group = self.group(name)
@@ -91,12 +92,12 @@ class ChannelMap:
         return gone
 
     def readers(self, group: Group) -> list[str]:
-        """Layers that read this group's units, in forward order."""
+        """Name the layers that read this group's units, in forward order."""
         first, last = group.offset, group.offset + group.units
         return [name for name, units in self.reads.items() if bool(((units >= first) & (units < last)).any())]
 
     def macs(self, model: nn.Module, gone: Tensor) -> int:
-        """Multiply-adds of one image in conv and linear layers once the units in `gone` are cut; exact, nothing is run."""
+        """Count the multiply-adds of one image in conv and linear layers once the units in `gone` are cut; nothing is run."""
         total = 0
         for name, per_pair in self.positions.items():
             module = model.get_submodule(name)
@@ -108,7 +109,7 @@ class ChannelMap:
         return total
 
     def params(self, model: nn.Module, gone: Tensor) -> int:
-        """Parameters (not buffers) once the units in `gone` are cut; exact."""
+        """Count the parameters (not buffers) once the units in `gone` are cut."""
         total = 0
         for name, parameter in model.named_parameters():
             n = parameter.numel()
@@ -119,5 +120,5 @@ class ChannelMap:
 
 
 def stays(units: Tensor, gone: Tensor) -> Tensor:
-    """Boolean, shaped like `units`: the channels that remain when the units in `gone` are cut."""
+    """Mark the channels that remain when the units in `gone` are cut, boolean, shaped like `units`."""
     return ~(gone[units.clamp_min(0)] & (units >= 0))

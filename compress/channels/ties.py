@@ -3,27 +3,35 @@
 import torch
 from torch import Tensor
 
+NONE = -1  # the label of what no filter made: the image, constants, padding
+
 
 class Ties:
-    """Labels are integers from 0; a negative one means "no filter made this". `why[root]`: the reason of a pinned label."""
+    """A union-find over labels, integers from 0; NONE is no label. `why[root]`: the reason why a pinned label must stay."""
 
     def __init__(self) -> None:
         self.parent: list[int] = []
         self.why: dict[int, str] = {}
 
     def fresh(self, n: int) -> Tensor:
+        """Make n new labels, [n]."""
         start = len(self.parent)
         self.parent.extend(range(start, start + n))
         return torch.arange(start, start + n)
 
     def find(self, label: int) -> int:
+        """Find the root of a label: the least of the labels that are tied to it."""
         while self.parent[label] != label:
             self.parent[label] = self.parent[self.parent[label]]
             label = self.parent[label]
         return label
 
+    def roots(self) -> Tensor:
+        """Find the root of every label, [labels + 1]; the last element is NONE, so that indexing with NONE gives NONE."""
+        return torch.tensor([self.find(label) for label in range(len(self.parent))] + [NONE])
+
     def tie(self, a: Tensor, b: Tensor) -> None:
-        """Element by element, the labels of `a` and `b` (broadcast) become one; a label that meets NONE is pinned."""
+        """Make one label of those that meet in `a` and `b` (broadcast), element by element; what meets NONE is pinned."""
         a, b = torch.broadcast_tensors(a, b)
         for dim in range(a.dim()):  # expanded dimensions repeat themselves
             if a.shape[dim] > 1 and a.stride(dim) == 0 and b.stride(dim) == 0:
@@ -40,6 +48,7 @@ class Ties:
                     self.why[min(left, right)] = reason
 
     def pin(self, labels: Tensor, why: str) -> None:
+        """Mark labels that must stay; the first reason is kept."""
         for label in labels.reshape(-1).unique().tolist():
             if label >= 0:
                 self.why.setdefault(self.find(label), why)

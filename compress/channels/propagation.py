@@ -1,0 +1,165 @@
+"""Carry channel labels through one forward pass.
+
+Every filter gets a label. A label tensor, shaped like the activation, follows it through the network: shape operations
+are applied to the label tensor itself, a residual sum ties the labels that meet, a concat concatenates them (rules.py:
+one rule an operator). What no rule can follow is pinned, with the reason; nothing is skipped silently.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .ties import NONE, Ties
+
+LAYERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))  # their output has labels even where their input has none
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator. `name`: without namespace, overload and the underscore of in-place variants."""
+
+    name: str
+    func: OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Look an argument up by its position, else by its name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+
+Rule = Callable[["Propagation", Call], None]
+
+
+class Propagation(TorchDispatchMode):
+    """Run a model as it is and keep, beside it, label tensors and a union-find over the labels.
+
+    `reads[layer]`, `writes[layer]`: labels of each input and output channel, [channels], layers in forward order.
+    `axes[tensor][axis]`: labels along the axis of a parameter or buffer that shrinks with them.
+    `positions[layer]`: multiply-adds per input-output channel pair. `self_slicing`: modules with `slice_channels`.
+    """
+
+    def __init__(self, model: nn.Module, rules: Mapping[str, Rule]):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model, self.rules = model, rules
+        self.names = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
+        self.labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.ties = Ties()
+        self.reads: dict[str, Tensor] = {}
+        self.writes: dict[str, Tensor] = {}
+        self.axes: dict[str, dict[int, Tensor]] = {}
+        self.positions: dict[str, int] = {}
+        self.self_slicing: set[str] = set()
+        self.paused = 0
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self.paused:
+            self.paused += 1  # work on label tensors is not the model's
+            try:
+                self.follow(Call(_plain_name(func), func, args, kwargs or {}, out))
+            finally:
+                self.paused -= 1
+        return out
+
+    def follow(self, call: Call) -> None:
+        """Apply the rule of the operator; without one its inputs are pinned, unless the output holds no real numbers."""
+        labelled = [x for x in _tensors(call.args) if self.of(x) is not None]
+        if not labelled and call.name not in LAYERS:
+            return
+        rule = self.rules.get(call.name)
+        if rule is not None:
+            rule(self, call)
+        elif not (isinstance(call.out, Tensor) and call.out.numel() and not call.out.is_floating_point()):
+            self.give_up(call.name, labelled, call.out)
+
+    def give_up(self, operator: str, inputs: list[Tensor], out: object) -> None:
+        """Pin the labels of the inputs: the operator mixes channels, or nobody knows what it does."""
+        for x in inputs:
+            reason = f"it passes through {operator}, which mixes channels or which slimrank does not know"
+            self.ties.pin(self.labels[x], reason)
+        if isinstance(out, Tensor) and out.shape == inputs[0].shape:  # pinned as it is, it can be followed on
+            self.labels[out] = self.labels[inputs[0]]
+
+    def of(self, x: object) -> Tensor | None:
+        """Look up the labels of a tensor; None where it has none."""
+        return self.labels.get(x) if isinstance(x, Tensor) else None
+
+    def every(self, x: Tensor) -> Tensor:
+        """Look up the label of each element; NONE throughout for a tensor that no filter made."""
+        labels = self.of(x)
+        return torch.full(x.shape, NONE) if labels is None else labels
+
+    def per_channel(self, x: Tensor, axis: int) -> Tensor:
+        """Reduce labels to one a channel, [channels]; where a channel holds several they are pinned: nothing can follow."""
+        labels = self.of(x)
+        if labels is None:
+            return torch.full((x.shape[axis],), NONE)
+        rows = labels.movedim(axis, 0)
+        while rows.dim() > 1:
+            if rows.stride(-1) != 0 and rows.shape[-1] > 1 and not bool((rows == rows[..., :1]).all()):
+                self.ties.pin(labels, "channels and positions are mixed before a layer reads them")
+            rows = rows[..., 0]
+        return rows.clone()
+
+    def spread(self, labels: Tensor, out: Tensor, axis: int = 1) -> None:
+        """Give `out` these labels along an axis, the same at every position."""
+        self.labels[out] = along(labels, axis, out.dim()).expand(out.shape)
+
+    def note(self, table: dict[str, Tensor], layer: str, labels: Tensor) -> None:
+        """Record what a layer reads or writes; a layer called twice ties its two uses."""
+        if layer in table:
+            self.ties.tie(table[layer], labels)
+        else:
+            table[layer] = labels
+
+    def output(self, layer: str, n: int) -> Tensor:
+        """Label a layer's n output channels: fresh at its first call, the same ones when it is called again."""
+        return self.writes[layer] if layer in self.writes else self.ties.fresh(n)
+
+    def shrinks(self, tensor: Tensor, axis: int, labels: Tensor) -> bool:
+        """Let an axis of a parameter or buffer follow these labels; False when the tensor is none of the model's."""
+        name = self.names.get(id(tensor))
+        if name is None:
+            return False
+        known = self.axes.setdefault(name, {})
+        if axis in known:
+            self.ties.tie(known[axis], labels)
+        known.setdefault(axis, labels)
+        return True
+
+
+def varies(labels: Tensor, axis: int) -> bool:
+    """Tell whether labels differ along an axis."""
+    if labels.shape[axis] < 2 or labels.stride(axis) == 0:  # expanded: the same by construction
+        return False
+    return not bool((labels == labels.narrow(axis, 0, 1)).all())
+
+
+def along(labels: Tensor, axis: int, dims: int) -> Tensor:
+    """Shape labels [n] to broadcast along one axis of a tensor with `dims` axes."""
+    shape = [1] * dims
+    shape[axis] = -1
+    return labels.view(shape)
+
+
+def _plain_name(func: OpOverload) -> str:
+    name: str = func._schema.name.split("::")[1]
+    return name if name.startswith("_") else name.rstrip("_")
+
+
+def _tensors(args: Iterable[object]) -> Iterator[Tensor]:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            yield from _tensors(arg)
