@@ -1,12 +1,15 @@
 """Data specs, splits and preprocessing."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from slimrank.errors import SlimrankError
-from slimrank.evaluate.data import Preprocessing, open_data, readable
+from slimrank.evaluate.data import DataSpec, Images, Preprocessing, open_data, readable
 
 RGB = Preprocessing.default(3, 16)
 GREY = Preprocessing.default(1, 28)
@@ -80,8 +83,33 @@ def test_shuffled_batches_hold_every_image_once():
 def test_identical_pixels_with_and_without_cache(tmp_path, monkeypatch):
     spec = f"folder:{folder(tmp_path)}"
     cached = torch.cat([x for x, _ in open_data(spec, RGB).test.batches(7)])
-    monkeypatch.setattr("slimrank.evaluate.data.CACHE_BYTES", 0)
+    monkeypatch.setattr("slimrank.evaluate.data.images.CACHE_BYTES", 0)
     assert torch.equal(torch.cat([x for x, _ in open_data(spec, RGB).test.batches(7)]), cached)
+
+
+@pytest.mark.parametrize("n", [1, 100, 359, 10_000])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_sample_is_the_head_of_a_seeded_shuffle(n, seed):
+    images = open_data("digits", GREY).test
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    expected = images.subset(order[:n])
+    sampled = images.sample(n, seed)
+    assert isinstance(sampled, Images)
+    assert torch.equal(sampled.labels, expected.labels)
+    assert torch.equal(sampled.pixels(torch.arange(len(sampled))), expected.pixels(torch.arange(len(expected))))
+
+
+@pytest.mark.parametrize("fields", [{}, {"validation": "test:0.2"}, {"limit": 20}, {"seed": 3}], ids=str)
+def test_a_spec_opens_as_open_data_does(fields):
+    ours, reference = DataSpec("digits", **fields).open(GREY), open_data("digits", GREY, **fields)
+    assert ours.identity == reference.identity
+    for name in ("train", "validation", "test"):
+        assert torch.equal(ours.split(name).labels, reference.split(name).labels)
+
+
+def test_a_spec_is_read_without_torch():
+    code = "import sys, slimrank.evaluate.dataspec; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_bad_data(tmp_path):

@@ -1,0 +1,28 @@
+"""Which images: a data set as options name it. Free of torch: the parser reads it."""
+
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING
+
+from ..option import option
+
+if TYPE_CHECKING:
+    from .data import Data, Preprocessing
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set and its splits, not yet read: see `open_data`, which `open` calls, for every field."""
+
+    spec: str = option(MISSING, "digits, mnist:DIR, cifar10:DIR, folder:DIR, ...", flag="--data", metavar="SPEC")
+    validation: str = option("train:0.1", "train:F or test:F (default train:0.1)")
+    limit: int | None = option(None, "at most this many images of each split")
+    seed: int = option(0, "of splits, random scores and training (default 0)")
+    download: bool = option(False)
+
+    def open(self, preprocessing: "Preprocessing") -> "Data":
+        """Read the data set's index for a network that reads images so; raises SlimrankError where it cannot be read."""
+        from .data import open_data
+
+        return open_data(
+            self.spec, preprocessing, validation=self.validation, limit=self.limit, seed=self.seed, download=self.download
+        )
