@@ -50,7 +50,7 @@ def test_counts_are_those_of_the_naive_way(real, layer, memory):
     game = Coalitions(model, channels, layer, batches, classes=10, dtype=torch.float64, memory=memory)
     assert not game.split.whole
     if memory != 2**19:  # holds some layers' activations and some others' not
-        assert game.cached == (memory > 0)
+        assert game.activations.complete == (memory > 0)
     generator = torch.Generator().manual_seed(1)
     masks = torch.rand(3, game.n, generator=generator) < torch.tensor([[0.9], [0.6], [0.3]])
     same(game, model, channels, layer, batches, masks)
@@ -81,8 +81,8 @@ def test_a_chain_of_many_coalitions_does_not_drift(real):
 def test_hard_first_and_floor_change_no_count(real):
     model, channels, batches, _ = real
     game = Coalitions(model, channels, "layer3.0.conv1", batches, classes=10, dtype=torch.float64, hard_first=True)
-    game.rows = 7
-    game._hard_first()  # in chunks of seven images
+    game.activations.rows = 7
+    game.activations.hard_first()  # in chunks of seven images
     everyone = torch.ones(game.n, dtype=torch.bool)
     plain = game.without_each(everyone, list(range(game.n)))
     best = int(plain.correct.max())
@@ -94,7 +94,7 @@ def test_hard_first_and_floor_change_no_count(real):
     assert torch.equal(floored.correct[kept], plain.correct[kept])
     assert bool((floored.correct[kept] == best).all())
     assert bool((plain.correct[floored.dropped] < best).all())
-    assert bool((floored.most >= plain.correct).all())
+    assert bool((floored.reach >= plain.correct).all())
     assert game.passes - passes < passes
 
 
@@ -189,7 +189,7 @@ def test_power_set_behind_hidden_layers():
 def test_bad_games(real):
     model, channels, batches, _ = real
     game = Coalitions(model, channels, "layer2.0.conv1", batches, classes=10)
-    with pytest.raises(SlimrankError, match=r"power set of 32 filters .* --estimator permutation \(62 coalitions a sample\)"):
+    with pytest.raises(SlimrankError, match=r"power set of 32 filters .* `estimator` permutation \(62 coalitions a sample\)"):
         power_set(game)
     with pytest.raises(SlimrankError, match="no images"):
         Coalitions(model, channels, "conv1", [], classes=10)

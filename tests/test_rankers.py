@@ -175,8 +175,8 @@ def test_classes_without_images_are_said(digits):
 @pytest.mark.parametrize(("layer", "rounds"), [("conv1", 5), ("conv2", 4), ("fc1", 6), ("fc2", 6)])
 def test_greedy_with_early_drop_is_brute_force(digits, layer, rounds):
     game = Coalitions(digits.model, digits.channels, layer, digits.batches, classes=10, dtype=torch.float64, hard_first=True)
-    game.rows = 10
-    game._hard_first()  # small chunks: something to drop
+    game.activations.rows = 10
+    game.activations.hard_first()  # small chunks: something to drop
     order = car.backward(game, rounds)
     expected = reference.greedy(digits.model, digits.channels, layer, rounds, digits.x, digits.y)
     assert order == expected

@@ -117,7 +117,7 @@ def backward(game: Coalitions, rounds: int, fixed: tuple[int, ...] = ()) -> list
             rest = game.without_each(present, others, likelihood=True, floor=floor)
             assert rest.likelihood is not None
             for i, unit in enumerate(others):
-                reach, log = int(rest.most[i]), float(rest.likelihood[i])
+                reach, log = int(rest.reach[i]), float(rest.likelihood[i])
                 guess[unit] = (-reach, -log)
                 if not rest.dropped[i]:
                     found[unit] = (reach, log)

@@ -39,7 +39,7 @@ def compare(a: FilterScores, b: FilterScores, top: int = 5) -> Comparison:
     Raises SlimrankError when no layer is common to both, or a layer's widths differ.
     """
     if top < 1:
-        raise SlimrankError(f"--top is {top}, must be at least 1 filter")
+        raise SlimrankError(f"`top` is {top}, must be at least 1 filter")
     common = [name for name in a.scores if name in b.scores]
     if not common:
         raise SlimrankError(

@@ -78,7 +78,7 @@ def rank(
 
 def learn(game: Coalitions, epochs: int, lr: float, alpha0: float, sampled: bool, identity: bool) -> tuple[Tensor, list[float]]:
     """phi ([units]) and the learning curve. The network's weights are frozen and it is in eval mode: see `split`."""
-    device = game.cache[0].labels.device if game.cache else torch.device("cpu")
+    device = game.split.sites[0].unit.device
     theta = torch.full((game.n,), log(expm1(1.0)), device=device, requires_grad=True)  # phi = 1
     optimizer = torch.optim.Adam([theta], lr=lr)
     curve = []

@@ -1,0 +1,151 @@
+"""Images run once through the layers before a mask; what crosses over to the layers behind is kept while memory lasts."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...errors import SlimrankError
+from .split import Split
+
+CACHE_BYTES = 6 * 2**20  # of the largest activation in one chunk, so that it stays in the processor's caches
+
+
+@dataclass
+class Memory:
+    """Bytes that may still be kept."""
+
+    free: int
+
+    def claim(self, size: int) -> bool:
+        """Take `size` bytes; False, and nothing taken, where fewer are left."""
+        if size > self.free:
+            return False
+        self.free -= size
+        return True
+
+
+@dataclass
+class Chunk:
+    """Some images: the tensors that cross over to the layers behind the mask, and what has been derived from them."""
+
+    crossing: tuple[Tensor, ...]
+    labels: Tensor
+    kept: bool = False  # in memory until the game ends, so that what is derived from it pays more than once
+    contributions: Tensor | None = None  # of each unit to the reading layer's output, [units, images, ...]
+    active: Tensor | None = None  # where a unit is not all zero, bool [units, images]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Activations:
+    """All images of `batches` in front of the mask, in chunks of `rows`; those that do not fit `memory` are run again.
+
+    `complete`: every chunk is kept. `class_images`: int64 [classes]. Raises SlimrankError for no images, and where the
+    model's outputs or the labels are not `classes`.
+    """
+
+    def __init__(
+        self, split: Split, batches: Iterable[tuple[Tensor, Tensor]], classes: int, memory: Memory, dtype: torch.dtype
+    ):
+        self.split, self.batches, self.classes, self.memory, self.dtype = split, batches, classes, memory, dtype
+        self.rows = self._rows_that_fit_the_cache()
+        self.kept: list[Chunk] = []
+        self.class_images = torch.zeros(classes, dtype=torch.int64)
+        self.complete = self._fill()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All images; chunks that are not kept are computed again."""
+        yield from self.kept
+        if not self.complete:
+            yield from self._compute(skip=len(self.kept))
+
+    @torch.no_grad()
+    def hard_first(self) -> None:
+        """Put the images with the smallest margin first: they decide which coalition loses. Needs all of them kept."""
+        self.split.scale(None)
+        margins = []
+        for chunk in self.kept:
+            logits = self.split.after(*chunk.crossing)
+            own = logits.gather(1, chunk.labels[:, None])
+            margins.append((own - logits.scatter(1, chunk.labels[:, None], -torch.inf).amax(1, keepdim=True))[:, 0])
+        order = torch.cat(margins).argsort()
+        columns = [torch.cat(column) for column in zip(*(chunk.crossing for chunk in self.kept), strict=True)]
+        labels = torch.cat([chunk.labels for chunk in self.kept])
+        self.kept = [
+            Chunk(tuple(column[images] for column in columns), labels[images], kept=True)
+            for images in torch.split(order, self.rows)
+        ]
+
+    @torch.no_grad()
+    def _rows_that_fit_the_cache(self) -> int:
+        """Images a chunk, from a trial run of at most seven, which also checks the number of outputs."""
+        first = next(iter(self.batches), None)
+        if first is None or len(first[1]) == 0:
+            raise SlimrankError("no images to score filters on; check `data` and `limit`")
+        largest = _LargestActivation(len(first[1][:7]))
+        with largest:
+            chunk = self._before_mask(first[0][:7], first[1][:7])
+            logits = self.split.after(*chunk.crossing)
+        if logits.shape[1] != self.classes:
+            raise SlimrankError(f"the model has {logits.shape[1]} outputs, the data {self.classes} classes; they must match")
+        return max(8, min(4096, CACHE_BYTES // largest.bytes))
+
+    def _fill(self) -> bool:
+        """Count the images and keep chunks while memory lasts; True where all are kept."""
+        complete = True
+        for chunk in self._compute():
+            if len(chunk.labels) and (int(chunk.labels.max()) >= self.classes or int(chunk.labels.min()) < 0):
+                raise SlimrankError(f"label {int(chunk.labels.max())} in the data, the model has {self.classes} classes")
+            self.class_images += torch.bincount(chunk.labels.cpu(), minlength=self.classes)
+            complete = complete and self.memory.claim(sum(t.numel() * t.element_size() for t in chunk.crossing))
+            if complete:
+                chunk.kept = True
+                self.kept.append(chunk)
+        return complete
+
+    def _compute(self, skip: int = 0) -> Iterator[Chunk]:
+        """Chunks of `rows` images each (the last may be smaller), without the first `skip`."""
+        pending: list[tuple[Tensor, Tensor]] = []
+        for images, labels in self.batches:
+            pending.append((images, labels))
+            while sum(len(batch_labels) for _, batch_labels in pending) >= self.rows:
+                x, y = (torch.cat(both) for both in zip(*pending, strict=True))
+                pending = [(x[self.rows :], y[self.rows :])]
+                if skip <= 0:
+                    yield self._before_mask(x[: self.rows], y[: self.rows])
+                skip -= 1
+        if pending and len(pending[0][1]) and skip <= 0:
+            x, y = (torch.cat(both) for both in zip(*pending, strict=True))
+            yield self._before_mask(x, y)
+
+    def _before_mask(self, images: Tensor, labels: Tensor) -> Chunk:
+        with torch.no_grad():
+            images = images.to(self.dtype)
+            if images.dim() == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            return Chunk(tuple(self.split.before(images)), labels)
+
+
+class _LargestActivation(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within the context, the largest tensor that an operation makes of `images` images: `bytes`, of one image."""
+
+    def __init__(self, images: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.images, self.bytes = images, 1
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dim() and len(out) == self.images:
+            self.bytes = max(self.bytes, out.numel() * out.element_size() // self.images)
+        return out
