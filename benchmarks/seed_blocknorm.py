@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.explain.responses import Responses
-from slimrank.compress.training.block_norm import without_vanished
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import BlockNorm, Recipe
+from slimrank.compress.training.vanished import without_vanished
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.concepts import Concepts, generate
 from slimrank.evaluate.data import Preprocessing, open_data

@@ -12,16 +12,16 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network.models import CifarResnet, Lenet5
 from slimrank.compress.training import gates
 from slimrank.compress.training.block_norm import (
-    Regularizer,
-    blocks,
+    BlockNormRegulariser,
     concentration,
     distance,
+    filter_blocks,
     norms,
     omega,
-    without_vanished,
 )
 from slimrank.compress.training.gates import projected
-from slimrank.compress.training.recipe import BlockNorm, Csg, Recipe
+from slimrank.compress.training.recipe import BlockNorm, Csg, Interpretable, Recipe, read_block_norm
+from slimrank.compress.training.vanished import without_vanished
 from slimrank.errors import SlimrankError
 
 
@@ -36,80 +36,81 @@ def net(seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(4, 3, 16, 16)
 
 
-def made(model, example, groups=5):
+def divided(model, example, count=5):
+    """The channels, the blocks of filters and the parameters of a network."""
     channels = channel_map(model, example[:1])
-    return channels, blocks(model, channels, groups), dict(model.named_parameters())
+    return channels, filter_blocks(model, channels, count), dict(model.named_parameters())
 
 
 def members(model, layers) -> torch.Tensor:
-    """All numbers that some group holds."""
+    """All numbers that some block holds."""
     own = dict(model.named_parameters())
-    return torch.cat([own[name][ids >= 0].flatten() for layer in layers for name, ids in layer.rows.items()]).detach()
+    return torch.cat([own[name][ids >= 0].flatten() for layer in layers for name, ids in layer.of_row.items()]).detach()
 
 
 def test_omega_is_what_it_is_called():
     model, example = net()
-    _, layers, own = made(model, example)
+    _, layers, own = divided(model, example)
     assert float(omega(own, layers, 1, 1)) == pytest.approx(float(members(model, layers).abs().sum()), rel=1e-5)
     frobenius = sum(float(members(model, [layer]).norm()) for layer in layers)
     assert float(omega(own, layers, 2, 2)) == pytest.approx(frobenius, rel=1e-5)
-    _, alone, _ = made(model, example, 10)  # one filter a group in the layers of ten: the group lasso
+    _, alone, _ = divided(model, example, 10)  # one filter a block in the layers of ten: the group lasso
     conv1 = next(layer for layer in alone if layer.layer == "conv1")
     unit = 3
-    tied = [own[name][ids == unit].flatten() for name, ids in conv1.rows.items()]
+    tied = [own[name][ids == unit].flatten() for name, ids in conv1.of_row.items()]
     assert float(norms(own, conv1, 2)[unit]) == pytest.approx(float(torch.cat(tied).norm()), rel=1e-5)
-    assert {"conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.conv2.weight"} <= set(conv1.rows)
+    assert {"conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.conv2.weight"} <= set(conv1.of_row)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from([1.0, 1.5, 2.0, 3.0, math.inf]), st.sampled_from([1.0, 2.0, math.inf]), st.floats(0.1, 10))
 def test_omega_scales(p, q, t):
     model, example = net()
-    _, layers, own = made(model, example)
+    _, layers, own = divided(model, example)
     scaled = {name: t * parameter for name, parameter in own.items()}
     assert float(omega(scaled, layers, p, q)) == pytest.approx(t * float(omega(own, layers, p, q)), rel=1e-4)
 
 
-def test_every_filter_is_in_a_group_and_left_over_ones_too():
+def test_every_filter_is_in_a_block_and_left_over_ones_too():
     model, example = net()
-    _, layers, _ = made(model, example, 5)
+    _, layers, _ = divided(model, example, 5)
     for layer in layers:
-        counts = torch.bincount(layer.units, minlength=5)
-        assert int(counts.sum()) == len(layer.units)
+        counts = torch.bincount(layer.of_unit, minlength=5)
+        assert int(counts.sum()) == len(layer.of_unit)
         assert int(counts.max() - counts.min()) <= 1
-        assert bool((layer.units.diff() >= 0).all())  # contiguous
+        assert bool((layer.of_unit.diff() >= 0).all())  # contiguous
 
 
 def test_proximal_step_is_the_minimiser():
-    """argmin_v |v - w|^2 / 2 + step * ||v||: every group's norm is shortened by the step, or is zero."""
+    """argmin_v |v - w|^2 / 2 + step * ||v||: every block's norm is shortened by the step, or is zero."""
     model, example = net()
-    channels, layers, _ = made(model, example)
+    channels, layers, _ = divided(model, example)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     step = 0.5 * float(norms(before, layers[0], 2).median())
-    Regularizer(model, channels, BlockNorm(2, 1, 5, step)).shrink(1.0)
+    BlockNormRegulariser(model, channels, BlockNorm(2, 1, 5, step)).after_step(1.0)
     after = dict(model.named_parameters())
     layer = layers[0]
     size, left = norms(before, layer, 2), norms(after, layer, 2)
     assert torch.allclose(left, (size - step).clamp_min(0), atol=1e-5)
-    untouched = [n for n in before if not any(n in layer.rows for layer in layers)]
+    untouched = [n for n in before if not any(n in layer.of_row for layer in layers)]
     assert untouched
     assert all(torch.equal(before[n], after[n]) for n in untouched)
 
 
 @pytest.mark.parametrize(("p", "q"), [(2.0, 1.0), (1.0, 1.0)])
-def test_a_vanished_group_is_cut_and_nothing_changes(p, q):
+def test_a_vanished_block_is_cut_and_nothing_changes(p, q):
     model, example = net()
-    channels, layers, own = made(model, example)
+    channels, layers, own = divided(model, example)
     named = {layer.layer: layer for layer in layers}
     gone = [(named[n], g) for n, g in (("conv1", [1, 3]), ("layer2.0.conv1", [0]), ("layer2.0.conv2", [0]))]
     with torch.no_grad():
         for layer, groups in gone:
-            for name, ids in layer.rows.items():
+            for name, ids in layer.of_row.items():
                 own[name][torch.isin(ids, torch.tensor(groups))] = 0
     smaller, found = without_vanished(model, channels, BlockNorm(p, q, 5, 0.1), example)
     assert found.gone == {layer.layer: groups for layer, groups in gone}
     assert found.fed == {"layer2.0.conv2": 2}  # the option-A shortcut pads one channel and feeds the others
-    assert found.filters == sum(int(torch.isin(layer.units, torch.tensor(g)).sum()) for layer, g in gone) - 2
+    assert found.filters == sum(int(torch.isin(layer.of_unit, torch.tensor(g)).sum()) for layer, g in gone) - 2
     with torch.inference_mode():
         assert torch.allclose(smaller.double()(example.double()), model.double()(example.double()), atol=1e-12)
     assert sum(q.numel() for q in smaller.parameters()) < sum(q.numel() for q in model.parameters())
@@ -118,9 +119,9 @@ def test_a_vanished_group_is_cut_and_nothing_changes(p, q):
 def test_a_layer_is_never_emptied():
     model = Lenet5(widths=(5, 6, 8, 7)).eval()
     example = torch.randn(2, 1, 28, 28)
-    channels, layers, own = made(model, example)
+    channels, layers, own = divided(model, example)
     with torch.no_grad():
-        for name in layers[0].rows:
+        for name in layers[0].of_row:
             own[name].zero_()
     smaller, found = without_vanished(model, channels, BlockNorm(2, 1, 5, 0.1), example)
     assert found.kept_alive == ["conv1"]
@@ -155,18 +156,20 @@ def test_gates_are_projected(seed):
 
 def test_gates_begin_at_a_half_and_pass_the_true_class():
     model = nn.Sequential(nn.Linear(6, 3))
-    held = gates.Gates(model, "0", model[0].weight)
+    held = gates.Gates(model, "0", model[0].weight, Csg())
     assert float(held.values.detach().mean()) == 0.5
     x, labels = torch.randn(5, 6), torch.tensor([0, 1, 2, 2, 1])
-    with held.on(labels):
+    with held.context(labels):
         assert torch.allclose(model(x), nn.functional.linear(0.5 * x, *model[0].parameters()))
     assert torch.allclose(model(x), nn.functional.linear(x, *model[0].parameters()))
-    assert float(held.penalty()) == pytest.approx(1e-3 * (0.5 - 0.2) * 18, rel=1e-5)
+    assert float(held.penalty({}, torch.Generator())) == pytest.approx(1e-3 * (0.5 - 0.2) * 18, rel=1e-5)
 
 
-def test_epochs_that_are_gated():
-    assert [e for e in range(18) if Csg().gated(e)] == [10, 13, 16]
-    assert [e for e in range(6) if Csg(0).gated(e)] == [0, 3]
+@pytest.mark.parametrize(
+    ("csg", "epochs"), [(Csg(), [10, 13, 16]), (Csg(0), [0, 3, 6, 9, 12, 15])], ids=["scratch", "checkpoint"]
+)
+def test_epochs_that_are_gated(csg, epochs):
+    assert [e for e in range(18) if csg.gated(e)] == epochs
 
 
 def test_information_in_nats():
@@ -182,13 +185,13 @@ def test_information_in_nats():
 def test_gates_go_on_and_are_cut_along():
     model, example = net()
     given = torch.rand(14, 10)
-    held = gates.Gates(model, "linear", model.linear.weight, given)
+    held = gates.Gates(model, "linear", model.linear.weight, Csg(), given)
     assert torch.equal(held.values.detach(), given)
     channels = channel_map(model, example[:1])
     gone = channels.removed({channels.group("layer3.0.conv2").name: [0, 2, 5]})
     assert torch.equal(gates.cut_along(given, channels, gone), given[[0, 2, 5]])
     with pytest.raises(SlimrankError, match="14 features"):
-        gates.Gates(model, "linear", torch.zeros(10, 12), given)
+        gates.Gates(model, "linear", torch.zeros(10, 12), Csg(), given)
 
 
 def test_gates_choose_the_widest():
@@ -199,14 +202,47 @@ def test_gates_choose_the_widest():
         gates.choose(values, torch.zeros(3, 4), 2)
 
 
-def test_settings_that_cannot_train():
-    for norm in (BlockNorm(0.5), BlockNorm(2, 1, 0), BlockNorm(2, 1, 5, -1.0), BlockNorm(math.nan), BlockNorm()):
-        with pytest.raises(SlimrankError, match="`block_norm`"):
-            Recipe(1, 0.1, block_norm=norm).check()
-    with pytest.raises(SlimrankError, match="`csg`"):
-        Recipe(5, 0.1, csg=Csg()).check()
-    with pytest.raises(SlimrankError, match="one of the two"):
-        Recipe(20, 0.1, csg=Csg(), block_norm=BlockNorm(strength=0.1)).check()
+@pytest.mark.parametrize(
+    ("recipe", "match"),
+    [
+        (Recipe(1, 0.1, block_norm=BlockNorm(0.5)), "`block_norm`: P is 0.5"),
+        (Recipe(1, 0.1, block_norm=BlockNorm(math.nan)), "`block_norm`: P is nan"),
+        (Recipe(1, 0.1, block_norm=BlockNorm(2, 0)), "`block_norm`: Q is 0"),
+        (Recipe(1, 0.1, block_norm=BlockNorm(2, 1, 0)), "`block_norm`: 0 groups"),
+        (Recipe(1, 0.1, block_norm=BlockNorm(2, 1, 5, -1.0)), "`block_norm`: LAMBDA is -1.0"),
+        (Recipe(1, 0.1, block_norm=BlockNorm(activation_norm=-1.0)), "`activation_norm` is -1.0"),
+        (Recipe(1, 0.1, block_norm=BlockNorm(spatial_norm=math.inf)), "`spatial_norm` is inf"),
+        (Recipe(1, 0.1, block_norm=BlockNorm()), "nothing is asked for"),
+        (Recipe(5, 0.1, csg=Csg()), "`csg` from scratch gates epochs from the 11th on, `epochs` is 5"),
+        (Recipe(20, 0.1, csg=Csg(), block_norm=BlockNorm(strength=0.1)), "one of the two"),
+        (Recipe(20, 0.1, csg=Csg(), patience=3), "`patience` keeps the best epoch"),
+    ],
+    ids=["p", "nan", "q", "no-groups", "lambda", "activation", "spatial", "nothing", "csg-epochs", "both", "patience"],
+)
+def test_settings_that_cannot_train(recipe, match):
+    with pytest.raises(SlimrankError, match=match):
+        recipe.check()
+
+
+def test_more_blocks_than_filters():
     model, example = net()
     with pytest.raises(SlimrankError, match="take at most 10"):
-        blocks(model, channel_map(model, example[:1]), 11)
+        filter_blocks(model, channel_map(model, example[:1]), 11)
+
+
+@pytest.mark.parametrize(
+    ("asked", "from_scratch", "block_norm", "csg"),
+    [
+        (Interpretable(), True, None, None),
+        (Interpretable(read_block_norm("inf,2,4,0.1")), True, BlockNorm(math.inf, 2, 4, 0.1), None),
+        (Interpretable(None, 0.5), True, BlockNorm(activation_norm=0.5), None),
+        (Interpretable(None, None, 0.0), True, BlockNorm(), None),  # given as 0: check refuses it
+        (Interpretable(read_block_norm("2,1,5,1"), 0.5, 0.2), True, BlockNorm(2, 1, 5, 1, 0.5, 0.2), None),
+        (Interpretable(csg=True), True, None, Csg(10)),
+        (Interpretable(csg=True), False, None, Csg(0)),
+    ],
+    ids=["neither", "norm", "activation", "zero", "all terms", "csg from scratch", "csg from a checkpoint"],
+)
+def test_what_train_adds_to_a_recipe(asked, from_scratch, block_norm, csg):
+    recipe = asked.added_to(Recipe(3, 0.1), from_scratch=from_scratch)
+    assert recipe == Recipe(3, 0.1, block_norm=block_norm, csg=csg)

@@ -1,5 +1,8 @@
 """Training: recipes, resuming, early stop, BatchNorm recalibration."""
 
+import subprocess
+import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -8,20 +11,35 @@ from torch import nn
 
 from slimrank.compress.network import models
 from slimrank.compress.stages.training import fresh
-from slimrank.compress.training import loop as finetune
-from slimrank.compress.training.loop import train
+from slimrank.compress.training.loop import Run, train
 from slimrank.compress.training.recalibrate import recalibrate
-from slimrank.compress.training.recipe import Recipe
+from slimrank.compress.training.recipe import BlockNorm, Csg, Recipe
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
+from slimrank.option import options
 
 RECIPE = Recipe(4, 0.05, label_smoothing=0.1)
+RECIPES = {
+    "plain": RECIPE,
+    "bf16": replace(RECIPE, precision="bf16"),
+    "block norm": replace(RECIPE, block_norm=BlockNorm(2, 1, 5, 0.3, 0.1, 0.1)),
+    "gates": replace(RECIPE, csg=Csg(1)),
+}
+
+
+def lenet(seed: int):
+    return fresh("lenet5", None, [str(i) for i in range(10)], 1, None, seed)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    checkpoint = fresh("lenet5", None, [str(i) for i in range(10)], 1, None, 0)
+    checkpoint = lenet(0)
     return checkpoint.model, open_data("digits", checkpoint.preprocessing, limit=200)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return lenet(7).model
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -32,35 +50,49 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(digits, tmp_path, monkeypatch, after):
-    """Stopped in the epoch after `after`, taken up again: the same weights, to the last bit."""
-    model, data = digits
-    teacher = fresh("lenet5", None, [str(i) for i in range(10)], 1, None, 7).model
-    whole, told = train(model, data.train, data.validation, RECIPE, teacher=teacher)
-    progress = tmp_path / "run.part"
-    epoch = finetune._Run.epoch
+def interrupt(after, *args, **kwargs):
+    """Train, and stop in the epoch after `after`."""
+    epoch = Run.epoch
 
     def stops(run):
         if len(run.losses) == after:
             raise Stopped
         epoch(run)
 
-    monkeypatch.setattr(finetune._Run, "epoch", stops)
-    with pytest.raises(Stopped):
-        train(model, data.train, data.validation, RECIPE, teacher=teacher, progress=progress)
-    monkeypatch.setattr(finetune._Run, "epoch", epoch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "epoch", stops)
+        with pytest.raises(Stopped):
+            train(*args, **kwargs)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(digits, teacher, tmp_path, recipe, after):
+    """Stopped in the epoch after `after`, taken up again: the same weights and gates, to the last bit."""
+    model, data = digits
+    run, progress = (model, data.train, data.validation, recipe), tmp_path / "run.part"
+    expected, training = train(*run, teacher=teacher)
+    interrupt(after, *run, teacher=teacher, progress=progress)
     assert progress.exists()
-    for other in (replace(RECIPE, lr=0.01), replace(RECIPE, label_smoothing=0.0)):
-        with pytest.raises(SlimrankError, match="other weights, data or settings"):
-            train(model, data.train, data.validation, other, teacher=teacher, progress=progress)
+    resumed, again = train(*run, teacher=teacher, progress=progress)
+    assert same(expected, resumed)
+    assert {**again.to_dict(), "seconds": 0} == {**training.to_dict(), "seconds": 0}
+    assert (again.gates is None) == (recipe.csg is None)
+    assert again.gates is None or torch.equal(again.gates, training.gates)
+    at_the_end, _ = train(*run, teacher=teacher, progress=progress)
+    assert same(expected, at_the_end)  # stopped after the last epoch, before the result was saved
+
+
+@pytest.mark.parametrize(
+    "other", [{"lr": 0.01}, {"label_smoothing": 0.0}, {"csg": Csg(1)}, None], ids=["lr", "smoothing", "gates", "weights"]
+)
+def test_the_progress_of_another_run_is_refused(digits, teacher, tmp_path, other):
+    model, data = digits
+    progress = tmp_path / "run.part"
+    interrupt(1, model, data.train, data.validation, RECIPE, progress=progress)
+    model, recipe = (teacher, RECIPE) if other is None else (model, replace(RECIPE, **other))
     with pytest.raises(SlimrankError, match="other weights, data or settings"):
-        train(teacher, data.train, data.validation, RECIPE, teacher=teacher, progress=progress)
-    again, retold = train(model, data.train, data.validation, RECIPE, teacher=teacher, progress=progress)
-    assert same(whole, again)
-    assert (retold.loss, retold.validation_top1, retold.best_epoch) == (told.loss, told.validation_top1, told.best_epoch)
-    at_the_end, _ = train(model, data.train, data.validation, RECIPE, teacher=teacher, progress=progress)
-    assert same(whole, at_the_end)  # stopped after the last epoch, before the result was saved
+        train(model, data.train, data.validation, recipe, progress=progress)
 
 
 def test_a_damaged_progress_file_is_refused(digits, tmp_path):
@@ -72,11 +104,69 @@ def test_a_damaged_progress_file_is_refused(digits, tmp_path):
     assert progress.read_bytes() == b"no training state"
 
 
+class Every2nd:
+    """A regulariser that notes what it is asked, and takes part in every second epoch."""
+
+    def __init__(self):
+        self.calls, self.count = [], torch.zeros(1)
+
+    def active(self, epoch):
+        return epoch % 2 == 0
+
+    @contextmanager
+    def context(self, labels):
+        self.calls.append("enter")
+        yield {"labels": labels}
+        self.calls.append("leave")
+
+    def penalty(self, seen, generator):
+        assert seen["labels"].dtype == torch.int64
+        self.calls.append("penalty")
+        return 1.0
+
+    def after_step(self, lr):
+        assert lr > 0
+        self.calls.append("step")
+        self.count += 1
+
+    def state(self):
+        return {"count": self.count}
+
+    def load(self, state):
+        self.count = state["count"]
+
+
+def test_a_regulariser_acts_around_every_step_of_its_epochs(digits):
+    model, data = digits
+    plain, regulariser = train(model, data.train, None, RECIPE)[1], Every2nd()
+    torch.manual_seed(RECIPE.seed)
+    run = Run(lenet(0).model, data.train, None, RECIPE, None, False, [regulariser])
+    while not run.finished:
+        run.epoch()
+    assert regulariser.calls == ["enter", "leave", "penalty", "step"] * (2 * run.steps)
+    assert run.losses[:2] == pytest.approx([plain.loss[0] + 1.0, plain.loss[1]])  # a constant moves no weight
+    _, training = run.result()
+    assert float(training.learnt["count"]) == 2 * run.steps
+    assert run.state()["learnt"] == training.learnt
+
+
+def test_a_training_in_json(digits):
+    """Other programs read these keys."""
+    model, data = digits
+    recipe = replace(RECIPE, epochs=1, precision="fp32")
+    told = train(model, data.train, data.validation, recipe)[1].to_dict()
+    assert list(told) == ["epochs", "lr", "images", "seconds", "loss", "validation_top1", "best_epoch", "seed", "options"]
+    assert told["options"] == {
+        "batch": 32, "weight_decay": 5e-4, "augment": "shift", "teacher": False, "smoothing": 0.1, "patience": None,
+        "precision": "fp32", "asked": 1,
+    }  # fmt: skip
+
+
 def test_patience_ends_training_and_the_best_epoch_is_kept(digits):
     model, data = digits
-    _, told = train(model, data.train, data.validation, Recipe(30, 1e-6, patience=2, precision="fp32"))
-    assert told.epochs == told.best_epoch + 2 < 30
-    assert "stopped early, 30 asked for" in str(told)
+    _, training = train(model, data.train, data.validation, Recipe(30, 1e-6, patience=2, precision="fp32"))
+    assert training.epochs == training.best_epoch + 2 < 30
+    assert "stopped early, 30 asked for" in str(training)
 
 
 def test_a_diverged_run_says_so(digits):
@@ -87,18 +177,31 @@ def test_a_diverged_run_says_so(digits):
         train(unbounded, data.train, data.validation, Recipe(5, 10, precision="fp32"))
 
 
-def test_bad_recipes():
-    for wrong, match in (
-        ({"epochs": 0}, "`epochs`"),
-        ({"lr": 0}, "`lr`"),
-        ({"label_smoothing": 1.0}, "`label_smoothing`"),
-        ({"teacher_share": -0.1}, "`teacher_share`"),
-        ({"patience": 0}, "`patience`"),
-        ({"precision": "fp8"}, "no precision"),
-        ({"augment": "cutout"}, "no augmentation"),
-    ):
-        with pytest.raises(SlimrankError, match=match):
-            replace(RECIPE, **wrong).check()
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"epochs": 0}, "`epochs` is 0"),
+        ({"lr": 0}, "`lr` is 0"),
+        ({"label_smoothing": 1.0}, "`label_smoothing` is 1.0"),
+        ({"teacher_share": -0.1}, "`teacher_share` is -0.1"),
+        ({"patience": 0}, "`patience` is 0"),
+        ({"precision": "fp8"}, "no precision 'fp8'"),
+        ({"augment": "cutout"}, "no augmentation 'cutout'"),
+    ],
+    ids=lambda case: "-".join(case) if isinstance(case, dict) else "",
+)
+def test_bad_recipes(wrong, match):
+    with pytest.raises(SlimrankError, match=match):
+        replace(RECIPE, **wrong).check()
+
+
+def test_a_recipe_is_read_without_torch():
+    """The parser reads options, and `slimrank --help` waits for no heavy import."""
+    code = "import sys, slimrank.compress.training.recipe; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert list(options(Recipe)) == [
+        "epochs", "lr", "augment", "label_smoothing", "patience", "precision", "teacher_share", "seed", "device",
+    ]  # fmt: skip
 
 
 def test_recalibrated_statistics_are_those_of_the_images():

@@ -15,9 +15,9 @@ from ..channels.tracing import channel_map
 from ..network import models
 from ..network.checkpoint import Checkpoint, load, save
 from ..training import gates
-from ..training.block_norm import without_vanished
 from ..training.loop import train
 from ..training.recipe import BlockNorm, Recipe
+from ..training.vanished import without_vanished
 
 __all__ = ["finetune", "fresh", "from_scratch_or_checkpoint", "save"]
 Opener = Callable[[Preprocessing], Data]
@@ -84,7 +84,7 @@ def finetune(
     checkpoint.model.to("cpu")
     after = accuracy(predictor(model), data.split("test").batches(), len(data.classes))
     told = {"epochs": training.epochs, "lr": recipe.lr, "seed": recipe.seed, "images": training.images}
-    made = checkpoint.then(model, step=step, **told, precision=training.options["precision"])
+    made = checkpoint.then(model, step=step, **told, precision=training.options.precision)
     if step == "train" and len(checkpoint.history) == 1 and checkpoint.history[0]["step"] == "build":
         made = replace(made, trained_on=data.identity)  # nobody trained it before
     says = [str(training)]

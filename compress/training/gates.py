@@ -12,7 +12,7 @@ Gates interpret; they do not predict: on the gated path the true label is known 
 to class give it away. `top1_own` is what can be had without it: each class's logit through that class's own gates.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ..channels.features import features
 from ..channels.groups import ChannelMap, stays
+from .recipe import Csg
 
 RATE = 100.0
 LAMBDA, DENSITY = 1e-3, 0.2
@@ -31,36 +32,51 @@ BINS = 10
 
 
 class Gates:
-    """The gates of one classifier in training. `values`: [features, classes]."""
+    """The gates of one classifier in training (a regularisers.Regulariser). `values`: [features, classes].
 
-    def __init__(self, model: nn.Module, layer: str, weight: Tensor, given: Tensor | None = None):
+    `weight`: the classifier's, [classes, features]. `given`: gates to go on from.
+    """
+
+    def __init__(self, model: nn.Module, layer: str, weight: Tensor, csg: Csg, given: Tensor | None = None):
         classes, m = weight.shape
-        self.layer: nn.Module = model.get_submodule(layer)
+        self.layer, self.csg = model.get_submodule(layer), csg
         values = torch.full((m, classes), 0.5) if given is None else fitting(given, weight).clone()
         self.values = values.to(weight.device).requires_grad_(True)
 
+    def active(self, epoch: int) -> bool:
+        return self.csg.gated(epoch)
+
     @contextmanager
-    def on(self, labels: Tensor) -> Iterator[None]:
+    def context(self, labels: Tensor) -> Iterator[Mapping[str, Tensor]]:
         """Within the context, the classifier reads what passes its image's gates."""
         hook = self.layer.register_forward_pre_hook(lambda _m, inputs: (inputs[0] * self.values[:, labels].T.to(inputs[0]),))
         try:
-            yield
+            yield {}
         finally:
             hook.remove()
 
-    def penalty(self) -> Tensor:
-        return LAMBDA * torch.relu(self.values.sum() - DENSITY * self.values.numel())  # they are not negative
+    def penalty(self, seen: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """lambda * relu(|G|_1 - 0.2 m c); gates are not negative, so that |G|_1 is their sum."""
+        return LAMBDA * torch.relu(self.values.sum() - DENSITY * self.values.numel())
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def after_step(self, lr: float) -> None:
+        """Step the gates by their own gradient, then project them."""
         if self.values.grad is not None:
             self.values -= RATE * lr * self.values.grad
             self.values.grad = None
         self.values.copy_(projected(self.values))
 
+    def state(self) -> dict[str, Tensor]:
+        return {"gates": self.values.detach()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.values.copy_(state["gates"])
+
 
 def projected(gates: Tensor) -> Tensor:
-    """Into [0, 1], every row's largest entry 1."""
+    """Clamp gates to [0, 1] and divide each row by its largest entry; rows of zeros become ones."""
     gates = gates.clamp(0, 1)
     top = gates.amax(1, keepdim=True)
     return torch.where(top > 0, gates / top.clamp_min(1e-30), 1.0)
@@ -68,8 +84,10 @@ def projected(gates: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gated:
-    """What gates tell of a network on some images. `density`: |G|_1 / (m c). `information[k]`: mutual information, in nats,
-    between feature k (in ten bins of equal counts) and the class of the image, and with the one class it tells most of.
+    """Accuracy and information of a network with gates on some images.
+
+    `density`: |G|_1 / (m c). `information[k]`: mutual information, in nats, between feature k (in ten bins of equal counts) and
+    the class of the image; `largest_information[k]`: the most that it has about being of any one class or not.
 
     `top1`: accuracy on the plain path. `top1_gated`: on the gated path, which is given the true label. `top1_own`: each class's
     logit read through its own gates, no label given.
@@ -96,7 +114,7 @@ class Gated:
 
 
 def measure(model: nn.Module, layer: str, gates: Tensor, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Gated:
-    """Both paths, density and information on images; one pass. `gates`: [features, classes]."""
+    """Measure accuracy on all paths and mutual information in one pass over images. `gates`: [features, classes]."""
     linear = model.get_submodule(layer)
     assert isinstance(linear, nn.Linear)
     hits = gated_hits = own_hits = 0
@@ -111,9 +129,12 @@ def measure(model: nn.Module, layer: str, gates: Tensor, batches: Iterable[tuple
     if not xs:
         raise SlimrankError("no images to measure gates on; check `data`")
     x, labels = torch.cat(xs), torch.cat(ys)
-    whole, each = information(x, labels, classes)
+    with_class, with_each = information(x, labels, classes)
     n = len(labels)
-    return Gated(float(gates.mean()), hits / n, gated_hits / n, own_hits / n, whole.tolist(), each.amax(1).tolist(), n)
+    return Gated(
+        density=float(gates.mean()), top1=hits / n, top1_gated=gated_hits / n, top1_own=own_hits / n,
+        information=with_class.tolist(), largest_information=with_each.amax(1).tolist(), images=n,
+    )  # fmt: skip
 
 
 def information(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -138,7 +159,7 @@ def _summand(joint: Tensor, apart: Tensor) -> Tensor:
 
 
 def fitting(gates: Tensor, weight: Tensor) -> Tensor:
-    """The gates, if they are of this classifier: weight [classes, features]. Raises SlimrankError if not."""
+    """Return the gates if their shape is that of this classifier, weight [classes, features]; raise SlimrankError if not."""
     classes, m = weight.shape
     if tuple(gates.shape) != (m, classes):
         raise SlimrankError(

@@ -123,11 +123,26 @@ class Recipe:
                 f"`csg` from scratch gates epochs from the {self.csg.first + 1}th on, `epochs` is {self.epochs}; train longer, "
                 "or go on from a checkpoint with `start`"
             )
-        if self.patience is not None and (self.block_norm or self.csg):
+        if self.patience is not None and self.keeps_last:
             raise SlimrankError(
                 "`patience` keeps the best epoch; with `block_norm` or `csg` the last one is kept, leave it out"
             )
         return self
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last epoch's weights are the result, whichever validates best."""
+        return self.block_norm is not None or self.csg is not None
+
+    @property
+    def decay(self) -> float:
+        """Weight decay in effect."""
+        return 0.0 if self.block_norm is not None and self.block_norm.strength else self.weight_decay
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a loss that is no longer finite."""
+        return f"lower `lr` from {self.lr}" + ("" if self.block_norm is None else " or `block_norm`'s LAMBDA")
 
 
 def read_block_norm(text: str) -> BlockNorm:

@@ -1,0 +1,58 @@
+"""Progress file of an interrupted training: its state after the last whole epoch, and the name of the run it belongs to."""
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import SlimrankError
+from ...evaluate.data import Images
+from ...files import whole
+from .recipe import Recipe
+
+
+def identity(
+    recipe: Recipe, keep_best: bool, splits: Sequence[Images | None], models: Sequence[nn.Module | None], gates: Tensor | None
+) -> str:
+    """Hash the recipe, the images, and the weights that a run starts from and learns from."""
+    digest = hashlib.sha256(repr((recipe, keep_best)).encode())
+    for images in splits:
+        if images is not None:
+            digest.update(repr(images.preprocessing).encode() + images.labels.numpy().tobytes())
+            for picture in images.pictures:
+                digest.update(picture.tobytes() if hasattr(picture, "tobytes") else str(picture).encode())
+    if gates is not None:
+        digest.update(gates.numpy().tobytes())
+    for model in models:
+        for tensor in () if model is None else model.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def leave(path: Path, run: str, state: dict[str, Any]) -> None:
+    """Replace the progress file by the state of the run named `run`, at once or not at all."""
+    with whole(path) as temporary:
+        torch.save({"run": run, **state}, temporary)
+
+
+def take_up(path: Path, run: str) -> dict[str, Any] | None:
+    """Read the state that `leave` wrote; None where there is no file.
+
+    Raises SlimrankError for a file that is damaged or belongs to another run.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise SlimrankError(f"{path} is damaged and cannot be gone on from; remove it to train from the start") from error
+    if not isinstance(state, dict) or state.get("run") != run:
+        raise SlimrankError(
+            f"{path} is of an interrupted run with other weights, data or settings; remove it to train from the start, "
+            "or go on with the settings it was started with"
+        )
+    return state
