@@ -2,7 +2,7 @@
 
     python benchmarks/dissection_speed.py
 
-Units are random 16x16 convs with ReLU, maps of 7x7; images are generated (evaluate/concepts.py), writing them is not counted.
+Units are random 16x16 convs with ReLU, maps of 7x7; images are generated (evaluate/concepts/), writing them is not counted.
 Target: under five minutes and 4 GB on two cores. The result goes to results/dissection_speed.json.
 """
 
@@ -13,9 +13,8 @@ import tempfile
 import torch
 from rows import Rows
 
-from slimrank.evaluate.concepts import Concepts, generate
+from slimrank.evaluate.concepts import Concepts, dissect, generate
 from slimrank.evaluate.data import Preprocessing
-from slimrank.evaluate.dissection import dissect
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ activation and spatial terms 185. Ours: five conv layers (24-48-64-64-48, AlexNe
 CIFAR-10 (JPEG), 15,000 images, 8 epochs, lr 0.05, with and without BatchNorm (then lr 0.02), three seeds; weight decay 5e-4
 against p=2, q=1 in 5 groups. Lambda was chosen on seed 100 on validation top-1 alone: the largest of 0.01, 0.1, 0.3, 1
 within one point of weight decay; `tuned` is the weight decay of 5e-4, 2e-3 and 5e-3 that validates best on that seed.
-Dissected on 1,000 generated images with 61 concepts (evaluate/concepts.py), network as trained, vanished groups cut.
+Dissected on 1,000 generated images with 61 concepts (evaluate/concepts/), network as trained, vanished groups cut.
 Validation is a tenth of the training split, top-1 of the test split. Rows are saved as they come to
 results/seed_blocknorm.json; run again to go on.
 """
@@ -27,9 +27,8 @@ from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import BlockNorm, Recipe
 from slimrank.compress.training.vanished import without_vanished
 from slimrank.evaluate.accuracy import accuracy, predictor
-from slimrank.evaluate.concepts import Concepts, generate
+from slimrank.evaluate.concepts import Concepts, dissect, generate
 from slimrank.evaluate.data import Preprocessing, open_data
-from slimrank.evaluate.dissection import dissect
 
 PAPER = {"weight decay": 130, "weight decay, tuned": None, "block norm": 173, "all three": 185}
 DECAYS = (2e-3, 5e-3)  # beside 5e-4

@@ -11,8 +11,8 @@ from PIL import Image
 
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.concepts import Concepts, generate
+from slimrank.evaluate.concepts.dissection import Quantile, dissect
 from slimrank.evaluate.data import Preprocessing
-from slimrank.evaluate.dissection import Top, dissect
 
 COLOUR = Preprocessing.default(3, 32)
 
@@ -99,11 +99,11 @@ def test_overlaps_equal_counting_pixel_by_pixel(concepts):
 
 def test_levels_come_from_one_pass():
     values = torch.randn(5, 4000, generator=torch.Generator().manual_seed(2))
-    top = Top(20)
+    top = Quantile(20)
     for part in values.split(333, 1):
         top.add(part)
     assert torch.equal(top.level(), values.sort(1, descending=True).values[:, 19])
-    silent = Top(20)
+    silent = Quantile(20)
     silent.add(torch.cat([torch.ones(1, 3), torch.zeros(1, 997)], 1))
     assert 0 < float(silent.level()) < 1e-30  # only above silence
 

@@ -1,7 +1,7 @@
 """What a network's filters and features mean: one pass of every measure, a dict for JSON and pictures for a page.
 
 Classes are told from what the classifier reads (classwise.py), filters from CAR (rankers/car.py), colour, redundancy and the
-images that move them (filterwise.py), concepts by dissection (evaluate/dissection.py), gates where the checkpoint has them.
+images that move them (filterwise.py), concepts by dissection (evaluate/concepts/), gates where the checkpoint has them.
 Features are learnt on training images; noise and gates are measured on test images; filters on validation images.
 """
 
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError
-from ...evaluate.concepts import Concepts, generate
+from ...evaluate.concepts import Concepts, Dissection, dissect, generate
 from ...evaluate.data import Data, Images, readable
-from ...evaluate.dissection import Dissection, dissect
 from ...evaluate.pages import pictures
 from ...evaluate.pages.explain import explain_page
 from ...files import ready, write_json, write_text

@@ -14,6 +14,7 @@ The baseline beside it: the same masks laid over the next image of the batch, wh
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -24,17 +25,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import SlimrankError
-from .concepts import Concepts
-from .data import Preprocessing
+from ...errors import SlimrankError
+from ..data import Preprocessing
+from .broden import Concepts
 
-Run = Callable[[Tensor], dict[str, Tensor]]  # normalised images -> what each layer's units answered, [images, units, h, w]
-TOP, DETECTOR, BATCH = 0.005, 0.04, 50
+Run = Callable[[Tensor], dict[str, Tensor]]  # normalised images -> activations of each layer, [images, units, h, w]
+Annotation = tuple[Tensor, Tensor]  # of one image: concepts [n], their pixels bool [n, sh, sw]
+TOP = 0.005  # share of all positions above a unit's threshold
+DETECTOR = 0.04  # IoU over which a unit detects a concept
+BATCH = 50
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer's units. `units[k]`: [concept, category, IoU]; `unique`: distinct labels of detectors, by category.
+class LayerDissection:
+    """One layer's units. `units[k]`: [concept, category, IoU]; `unique`: distinct concepts detected, also `by_category`.
 
     `chance`: the same counts for the baseline (module docstring).
     """
@@ -46,29 +50,29 @@ class Layer:
     chance: dict[str, float]
 
     @classmethod
-    def of(cls, iou: Tensor, other: Tensor, concepts: Concepts) -> "Layer":
+    def of(cls, iou: Tensor, chance_iou: Tensor, concepts: Concepts) -> "LayerDissection":
+        """Label each unit with the concept of its largest IoU; `iou` and the baseline's `chance_iou`: [units, concepts]."""
         best, label = iou.max(1)
         units = [
             (concepts.names[c], concepts.category[c], round(value, 4)) if value > 0 else ("none", "none", 0.0)
             for c, value in zip(label.tolist(), best.tolist(), strict=True)
         ]
-        found = set(label[best > DETECTOR].tolist())
-        by_category: dict[str, int] = {}
-        for c in sorted(found):
-            by_category[concepts.category[c]] = by_category.get(concepts.category[c], 0) + 1
-        random, at = other.max(1)
+        detected = set(label[best > DETECTOR].tolist())
+        by_category = dict(Counter(concepts.category[c] for c in sorted(detected)))
+        chance_best, chance_label = chance_iou.max(1)
         chance = {
-            "detectors": int((random > DETECTOR).sum()), "unique": len(set(at[random > DETECTOR].tolist())),
-            "mean_iou": round(float(random.mean()), 4),
-        }  # fmt: skip
-        return cls(units, int((best > DETECTOR).sum()), len(found), by_category, chance)
+            "detectors": int((chance_best > DETECTOR).sum()),
+            "unique": len(set(chance_label[chance_best > DETECTOR].tolist())),
+            "mean_iou": round(float(chance_best.mean()), 4),
+        }
+        return cls(units, int((best > DETECTOR).sum()), len(detected), by_category, chance)
 
 
 @dataclass(frozen=True)
 class Dissection:
     """What every layer's units detect; `unique` is the score of Varshneya et al.: unique detectors, summed over layers."""
 
-    layers: dict[str, Layer]
+    layers: dict[str, LayerDissection]
     concepts: int
     images: int
     seconds: float
@@ -95,59 +99,59 @@ class Dissection:
         return "\n".join([*lines, f"  unique detectors, summed over layers: {self.unique}"])
 
 
-class Top:
-    """The `count` largest values of each unit, [units, count], in one pass: exact quantiles, memory a share of the values."""
+class Quantile:
+    """The smallest of each unit's `count` largest values, in one pass: exact, and memory only for these values."""
 
     def __init__(self, count: int):
         self.count = count
-        self.best = self.least = torch.empty(0)
+        self.largest = self.smallest = torch.empty(0)
 
     def add(self, values: Tensor) -> None:
-        """`values`: [units, any number]."""
-        least = values.amin(1)
-        self.least = least if not self.best.numel() else torch.minimum(self.least, least)
-        joined = torch.cat([self.best, values], 1) if self.best.numel() else values
-        self.best = joined.topk(min(self.count, joined.shape[1]), 1, sorted=False).values
+        """Take in more values, [units, any number]."""
+        smallest = values.amin(1)
+        self.smallest = torch.minimum(self.smallest, smallest) if self.largest.numel() else smallest
+        joined = torch.cat([self.largest, values], 1) if self.largest.numel() else values
+        self.largest = joined.topk(min(self.count, joined.shape[1]), 1, sorted=False).values
 
     def level(self) -> Tensor:
-        """A unit's mask is where its activation is at least this: [units]; see the module docstring for silence."""
-        level = self.best.amin(1)
-        return torch.where(level > self.least, level, torch.nextafter(level, torch.full_like(level, torch.inf)))
+        """The threshold of each unit's mask [units]: at least this much activation; the module docstring tells of silence."""
+        level = self.largest.amin(1)
+        return torch.where(level > self.smallest, level, torch.nextafter(level, torch.full_like(level, torch.inf)))
 
 
 def dissect(run: Run, concepts: Concepts, preprocessing: Preprocessing) -> Dissection:
-    """Two passes over the images: levels, then overlaps. Memory: a few batches of activations, 0.5 % of all of them for the
-    levels, and units x concepts. Raises SlimrankError for fewer than two images and for a layer without maps."""
+    """Label every unit of the layers that `run` answers with, in two passes over the images: thresholds, then overlaps.
+
+    Memory: a few batches of activations, 0.5 % of all of them for the thresholds, and units x concepts. Raises SlimrankError
+    for fewer than two images and for a layer without maps.
+    """
     began = time.perf_counter()
     if len(concepts) < 2:
         raise SlimrankError(f"--concepts has {len(concepts)} image; dissection needs at least two")
-    tops: dict[str, Top] = {}
+    quantiles: dict[str, Quantile] = {}
     for images, _ in _batches(concepts, preprocessing, "levels"):
         for name, maps in run(images).items():
             if maps.dim() != 4:
                 raise SlimrankError(f"layer {name} answers with {list(maps.shape)}, not with maps; dissect conv layers")
-            if name not in tops:
-                tops[name] = Top(max(1, math.ceil(TOP * len(concepts) * maps[0, 0].numel())))
-            tops[name].add(maps.transpose(0, 1).flatten(1).float())
-    levels = {name: top.level() for name, top in tops.items()}
-    counts = {name: Overlap(len(level), len(concepts.names)) for name, level in levels.items()}
-    for images, some in _batches(concepts, preprocessing, "overlaps"):
+            if name not in quantiles:
+                quantiles[name] = Quantile(max(1, math.ceil(TOP * len(concepts) * maps[0, 0].numel())))
+            quantiles[name].add(maps.transpose(0, 1).flatten(1).float())
+    levels = {name: quantile.level() for name, quantile in quantiles.items()}
+    overlaps = {name: MaskOverlap(len(level), len(concepts.names)) for name, level in levels.items()}
+    for images, numbers in _batches(concepts, preprocessing, "overlaps"):
         with ThreadPoolExecutor(4) as pool:
-            here = list(pool.map(concepts.annotation, some))
+            annotations = list(pool.map(concepts.annotation, numbers))
         for name, maps in run(images).items():
-            for i, one in enumerate(maps.float()):
-                counts[name].add(one, levels[name], here[i], here[(i + 1) % len(here)])
-    if not any(bool(count.concept.any()) for count in counts.values()):
+            for i, image_maps in enumerate(maps.float()):
+                overlaps[name].add(image_maps, levels[name], annotations[i], annotations[(i + 1) % len(annotations)])
+    if not any(bool(overlap.concept.any()) for overlap in overlaps.values()):
         raise SlimrankError(f"{concepts.folder}: no image has a label; check the category columns of index.csv")
-    layers = {name: Layer.of(count.iou(), count.chance(), concepts) for name, count in counts.items()}
+    layers = {name: LayerDissection.of(overlap.iou(), overlap.chance(), concepts) for name, overlap in overlaps.items()}
     return Dissection(layers, len(concepts.names), len(concepts), time.perf_counter() - began)
 
 
-Annotation = tuple[Tensor, Tensor]  # concepts [n], masks bool [n, sh, sw]
-
-
-class Overlap:
-    """Pixels of each unit's mask, of each concept, and of both at once."""
+class MaskOverlap:
+    """Pixels, summed over images, of each unit's mask, of each concept, of both at once, and of both by chance (`random`)."""
 
     def __init__(self, units: int, concepts: int):
         self.unit = torch.zeros(units, dtype=torch.float64)
@@ -156,33 +160,35 @@ class Overlap:
         self.random = torch.zeros(units, concepts, dtype=torch.float64)
 
     def add(self, maps: Tensor, level: Tensor, here: Annotation, other: Annotation) -> None:
-        """One image: maps [units, h, w], the concepts in it, and those of the image that the baseline lays the masks over."""
+        """Count one image: maps [units, h, w], the concepts in it, and those of the image that the baseline lays masks over."""
         concepts, masks = here
         self.concept[concepts] += masks.sum((1, 2), dtype=torch.float64)
-        heard = (maps.amax((1, 2)) >= level).nonzero().flatten()  # between its values a scaled map goes no higher
-        if not len(heard):
+        active = (maps.amax((1, 2)) >= level).nonzero().flatten()  # between its values a scaled map goes no higher
+        if not len(active):
             return
-        maps = maps[heard]
+        maps = maps[active]
         if maps.shape[1:] != masks.shape[1:]:
             maps = F.interpolate(maps[None], masks.shape[1:], mode="bilinear", align_corners=False)[0]
-        mine = (maps >= level[heard, None, None]).flatten(1).float()
-        self.unit[heard] += mine.sum(1, dtype=torch.float64)
-        for (labels, pixels), into in ((here, self.both), (other, self.random)):
+        unit_masks = (maps >= level[active, None, None]).flatten(1).float()
+        self.unit[active] += unit_masks.sum(1, dtype=torch.float64)
+        for (labels, pixels), sums in ((here, self.both), (other, self.random)):
             if len(labels):
-                into[heard[:, None], labels] += (mine @ pixels.flatten(1).float().T).double()
+                sums[active[:, None], labels] += (unit_masks @ pixels.flatten(1).float().T).double()
 
     def iou(self) -> Tensor:
+        """Intersection over union of each unit's mask and each concept, [units, concepts]."""
         return self.both / (self.unit[:, None] + self.concept - self.both).clamp_min(1)
 
     def chance(self) -> Tensor:
+        """The same for masks laid over other images."""
         return self.random / (self.unit[:, None] + self.concept - self.random).clamp_min(1)
 
 
 def _batches(concepts: Concepts, preprocessing: Preprocessing, what: str) -> Iterator[tuple[Tensor, range]]:
-    """Normalised images and their numbers. The last image never comes alone."""
+    """Normalised images and their numbers, batch by batch; the last image never comes alone: the baseline needs another."""
     ends = [*range(BATCH, len(concepts) - 1, BATCH), len(concepts)]
     for begin, end in tqdm([*zip([0, *ends], ends, strict=False)], desc=what, leave=False, disable=None):
-        some = range(begin, end)
+        numbers = range(begin, end)
         with ThreadPoolExecutor(4) as pool:
-            pixels = torch.stack(list(pool.map(lambda i: concepts.pixels(i, preprocessing), some)))
-        yield preprocessing.normalise(pixels), some
+            pixels = torch.stack(list(pool.map(lambda i: concepts.pixels(i, preprocessing), numbers)))
+        yield preprocessing.normalise(pixels), numbers
