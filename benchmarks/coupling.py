@@ -21,7 +21,7 @@ from torch import nn
 from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.network.models import PadShortcut
+from slimrank.compress.network.papers import PadShortcut
 from slimrank.compress.pruning.surgery import cut
 
 RESULTS = Path(__file__).parent / "results" / "coupling.json"

@@ -19,7 +19,7 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.budget import Cut, plan
 from slimrank.compress.pruning.plan import PruningPlan
@@ -59,7 +59,7 @@ def measure(name: str, tiny: Path) -> dict:
     began = time.perf_counter()
     torch.manual_seed(0)
     size, batches = NETWORKS[name]
-    model = (load(tiny, name="resnet18", size=size).model if name == "resnet18" else models.build(name)).eval()
+    model = (load(tiny, name="resnet18", size=size).model if name == "resnet18" else zoo.build(name)).eval()
     example = torch.randn(2, 3, size, size)
     channels = channel_map(model, example[:1])
     scores = RANKERS["l1"](model, channels)

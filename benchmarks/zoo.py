@@ -28,7 +28,7 @@ from rows import OutOfTime, Rows
 from slimrank.cli import main as slimrank
 from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.surgery import cut
 from slimrank.evaluate.data import Preprocessing, open_data
@@ -60,7 +60,7 @@ def inspected(minutes: float | None) -> None:
     rows = Rows("zoo_inspect", minutes, torch=torch.__version__)
 
     def row(name: str) -> dict:
-        model, size = models.build(name).eval(), models.input_size(name)
+        model, size = zoo.build(name).eval(), zoo.input_size(name)
         channels = channel_map(model, torch.randn(1, 3, size, size))
         groups = channels.groups
         return {
@@ -68,10 +68,10 @@ def inspected(minutes: float | None) -> None:
             "macs": channels.macs(model, channels.removed({})), "why": dict(Counter(g.why for g in groups if not g.prunable)),
         }  # fmt: skip
 
-    zoo = [name for name in models.names() if name not in models.OWN]
-    for name in zoo:
+    networks = [name for name in zoo.names() if name not in zoo.OWN]
+    for name in networks:
         rows.row(name, lambda name=name: tried(lambda: row(name)))
-    print(f"{sum('failed' not in rows[name] for name in zoo)} of {len(zoo)} pass inspect")
+    print(f"{sum('failed' not in rows[name] for name in networks)} of {len(networks)} pass inspect")
 
 
 def tried(make) -> dict:
@@ -84,12 +84,12 @@ def tried(make) -> dict:
 def measure(name: str, spec: str) -> dict:
     began = time.perf_counter()
     torch.manual_seed(0)
-    size = models.input_size(name)
+    size = zoo.input_size(name)
     images = open_data(spec, Preprocessing.default(3, size), limit=16).split("train")
     x = images.preprocessing.normalise(images.pixels(torch.arange(16)))
     with tempfile.TemporaryDirectory() as folder:
         given, slim, onnx = (Path(folder) / n for n in ("given.pt", "slim.safetensors", "slim.onnx"))
-        torch.save(lively(models.build(name, {"num_classes": 200}), x).state_dict(), given)
+        torch.save(lively(zoo.build(name, {"num_classes": 200}), x).state_dict(), given)
         done = run("prune", given, "--model", name, "--ranker", "l1", "--macs", 0.5, "-o", slim)
         model = load(given, name=name).model.double()
         channels = channel_map(model, x[:1].double())

@@ -7,7 +7,7 @@ import torch
 
 from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.pruning import budget as cutting
 from slimrank.compress.pruning import costs as costing
 from slimrank.compress.pruning.budget import Cut, plan, within_drop
@@ -24,7 +24,7 @@ from slimrank.export.to_onnx import export
 @pytest.fixture(scope="module")
 def resnet():
     torch.manual_seed(0)
-    model = models.build("resnet20-cifar").eval()
+    model = zoo.build("resnet20-cifar").eval()
     channels = channel_map(model, torch.randn(1, 3, 32, 32))
     return model, channels, RANKERS["l1"](model, channels)
 
@@ -79,7 +79,7 @@ def test_protected_layers_stay_whole_and_the_least_possible_is_told(resnet):
 
 def test_a_budget_that_no_filter_fits_says_so():
     torch.manual_seed(0)
-    model = models.build("lenet5", {"widths": (2, 2, 100, 25)}).eval()
+    model = zoo.build("lenet5", {"widths": (2, 2, 100, 25)}).eval()
     channels = channel_map(model, torch.randn(1, 1, 28, 28))
     worth = FilterScores("l1", {"conv1": [1.0, 2.0]})
     made = select(model, channels, worth, macs=0.8)
@@ -151,7 +151,7 @@ def test_steps_multiply_to_the_whole_budget():
 def test_every_kernel_is_put_down_to_a_layer(tmp_path, name):
     """Fused convs and transposed matrices alike: no layer without time."""
     torch.manual_seed(0)
-    model = models.build(name, {"num_classes": 10}).eval()
+    model = zoo.build(name, {"num_classes": 10}).eval()
     example = torch.randn(2, 3, 32, 32)
     channels = channel_map(model, example[:1])
     path = export(model, example, tmp_path / "model.onnx", {})
@@ -162,7 +162,7 @@ def test_every_kernel_is_put_down_to_a_layer(tmp_path, name):
 
 def test_costs_are_fitted_without_negative_terms():
     torch.manual_seed(0)
-    model = models.build("lenet5", {"widths": (16, 32, 64, 32)}).eval()
+    model = zoo.build("lenet5", {"widths": (16, 32, 64, 32)}).eval()
     example = torch.randn(2, 1, 28, 28)
     channels = channel_map(model, example[:1])
     made = costing.measure(model, channels, example, block=16, batches=(1, 4))

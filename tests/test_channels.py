@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from slimrank.compress.channels import ChannelMap, channels_of, traced
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import Checkpoint
 from slimrank.compress.pruning.surgery import cut
 from slimrank.evaluate.data import Preprocessing
@@ -31,7 +31,7 @@ def traces(monkeypatch) -> list[nn.Module]:
 
 @pytest.fixture
 def checkpoint() -> Checkpoint:
-    return Checkpoint(models.build("lenet5").eval(), "lenet5", {}, Preprocessing.default(1, 28))
+    return Checkpoint(zoo.build("lenet5").eval(), "lenet5", {}, Preprocessing.default(1, 28))
 
 
 def test_a_checkpoint_is_traced_once(checkpoint, traces):
@@ -76,7 +76,7 @@ def test_a_changed_network_is_traced_again(checkpoint, traces, change):
 
 
 def test_a_network_that_is_gone_leaves_no_map():
-    fresh = Checkpoint(models.build("lenet5").eval(), "lenet5", {}, Preprocessing.default(1, 28))
+    fresh = Checkpoint(zoo.build("lenet5").eval(), "lenet5", {}, Preprocessing.default(1, 28))
     before = len(traced._TRACED)
     channels_of(fresh)
     assert len(traced._TRACED) == before + 1

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import Checkpoint, load, save
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
@@ -35,8 +35,8 @@ with torch.inference_mode():
 
 def pruned(name: str, arguments: dict | None = None, size: int = 64, head: bool = False) -> Checkpoint:
     torch.manual_seed(0)
-    model = models.build(name, arguments).eval()
-    shape = (models.input_channels(model), size, size)
+    model = zoo.build(name, arguments).eval()
+    shape = (zoo.input_channels(model), size, size)
     channels = channel_map(model, torch.zeros(1, *shape))
     plan = select(model, channels, RANKERS["random"](model, channels, seed=1), macs=0.4)
     smaller = prune(model, channels, plan, torch.randn(1, *shape))
@@ -86,7 +86,7 @@ def test_pruned_twice(tmp_path):
 @pytest.mark.parametrize("wrap", ["plain", "nested", "module", "model"])
 def test_foreign_files(tmp_path, wrap):
     torch.manual_seed(0)
-    model = models.build("resnet20-cifar", {"num_classes": 7})
+    model = zoo.build("resnet20-cifar", {"num_classes": 7})
     state = {k: v for k, v in model.state_dict().items() if "num_batches" not in k}
     if wrap == "module":
         state = {f"module.{k}": v for k, v in state.items()}
@@ -126,7 +126,7 @@ def test_code_is_not_run(tmp_path, monkeypatch):
 
 
 def test_a_pickled_module_only_when_trusted(tmp_path):
-    model = models.build("lenet5")
+    model = zoo.build("lenet5")
     torch.save(model, tmp_path / "whole.pt")
     with pytest.raises(SlimrankError, match="--trust-pickle"):
         load(tmp_path / "whole.pt", name="lenet5")
@@ -136,7 +136,7 @@ def test_a_pickled_module_only_when_trusted(tmp_path):
 def test_damaged_and_odd_files(tmp_path):
     save(pruned("lenet5", size=28), tmp_path / "ok.safetensors")
     whole = (tmp_path / "ok.safetensors").read_bytes()
-    torch.save(models.build("lenet5").state_dict(), tmp_path / "ok.pt")
+    torch.save(zoo.build("lenet5").state_dict(), tmp_path / "ok.pt")
     pt = (tmp_path / "ok.pt").read_bytes()
     cases = {
         "cut.safetensors": (whole[: len(whole) // 2], "damaged"),
@@ -166,7 +166,7 @@ def test_damaged_and_odd_files(tmp_path):
         load(tmp_path / "ok.pt", name="lenet5", arguments={"depth": 4})
     with pytest.raises(SlimrankError, match="its own model"):
         load(tmp_path / "ok.safetensors", size=32)
-    state = models.build("lenet5").state_dict()
+    state = zoo.build("lenet5").state_dict()
     state["conv2.weight"][0, 0, 0, 0] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
     with pytest.raises(SlimrankError, match=r"conv2\.weight holds NaN"):

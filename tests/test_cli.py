@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from slimrank.cli import main
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load, save
 from slimrank.compress.stages.training import fresh
 
@@ -266,7 +266,7 @@ def test_bad_input(capsys, tmp_path, trained, monkeypatch):
     onnx = tmp_path / "m.onnx"
     assert main(["export", str(trained), "-o", str(onnx)]) == 0
     capsys.readouterr()
-    torch.save(models.build("lenet5").state_dict(), tmp_path / "foreign.pt")
+    torch.save(zoo.build("lenet5").state_dict(), tmp_path / "foreign.pt")
     (tmp_path / "log.txt").write_text("baseline       4.0 s  40,551,040 MACs\nrank           0.0 s\n")
     cases = [
         (("inspect", tmp_path / "missing.pt"), "no checkpoint at"),

@@ -9,7 +9,7 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.coalitions.powerset import bits, power_set
 from slimrank.compress.coalitions.split import split
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
@@ -106,7 +106,7 @@ def test_hard_first_and_floor_change_no_count(real):
 def test_every_family_is_split_and_counted_as_masked(name, size):
     """Concat, depthwise, squeeze-excite, channel shuffle, hidden linear layers: first, middle and last group of each."""
     torch.manual_seed(0)
-    model = lively(models.build(name, {"num_classes": 7}))
+    model = lively(zoo.build(name, {"num_classes": 7}))
     x = torch.randn(6, 3, size, size, dtype=torch.float64)
     labels = torch.arange(6) % 7
     channels = channel_map(model, x[:1])
@@ -173,7 +173,7 @@ def test_power_set_of_features(n, classes, zero_bias, seed):
 
 def test_power_set_behind_hidden_layers():
     torch.manual_seed(0)
-    model = models.build("lenet5", {"widths": [5, 4, 12, 6]}).double()
+    model = zoo.build("lenet5", {"widths": [5, 4, 12, 6]}).double()
     x = torch.randn(30, 1, 28, 28, dtype=torch.float64)
     labels = torch.arange(30) % 10
     channels = channel_map(model, x[:1])

@@ -13,7 +13,7 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.explain.classes import Means, class_features, membership, noise_test, overlap, pairwise_information
 from slimrank.compress.explain.filters import colour_order, greyed, kernel_colour, redundancy
 from slimrank.compress.explain.responses import Responses
-from slimrank.compress.network.models import CifarResnet, Lenet5
+from slimrank.compress.network.papers import CifarResnet, Lenet5
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.concepts import generate
 from slimrank.evaluate.data import Preprocessing

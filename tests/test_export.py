@@ -9,7 +9,7 @@ import torch
 from slimrank.compress.head import timing as head_latency
 from slimrank.compress.head.specialize import with_head
 from slimrank.compress.head.timing import Timed, bench, low_rank, shape
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.stages.evaluation import compared, onnx_metadata
 from slimrank.errors import SlimrankError
@@ -117,7 +117,7 @@ def test_real_images(resnet20, cifar, tmp_path):
 
 
 def test_a_dead_model_proves_nothing(tmp_path):
-    model = models.build("lenet5").eval()
+    model = zoo.build("lenet5").eval()
     model.fc3.weight.data.zero_()
     model.fc3.bias.data.zero_()
     path = export(model, torch.zeros(1, 1, 28, 28), tmp_path / "m.onnx", {})
@@ -127,7 +127,7 @@ def test_a_dead_model_proves_nothing(tmp_path):
 
 def test_parity_sees_a_wrong_file(tmp_path):
     torch.manual_seed(0)
-    model = models.build("lenet5").eval()
+    model = zoo.build("lenet5").eval()
     other = with_head(model, "fc3", torch.nn.Linear(25, 10)).eval()
     path = export(other, torch.zeros(1, 1, 28, 28), tmp_path / "m.onnx", {})
     found = parity(model, Runner(path), [(torch.randn(64, 1, 28, 28), None)], "random inputs")
@@ -150,7 +150,7 @@ def test_bad_files_and_providers(tmp_path):
 
 def test_a_quiet_fallback_is_an_error(tmp_path, monkeypatch):
     """onnxruntime-gpu without its libraries offers CUDA, then runs on the CPU."""
-    path = export(models.build("lenet5"), torch.zeros(1, 1, 28, 28), tmp_path / "m.onnx", {})
+    path = export(zoo.build("lenet5"), torch.zeros(1, 1, 28, 28), tmp_path / "m.onnx", {})
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda p, o, providers: real(p, o, providers=["CPUExecutionProvider"]))
@@ -166,7 +166,7 @@ def test_runs_are_interleaved():
 
 
 def test_comparison_has_every_setting(tmp_path):
-    path = export(models.build("lenet5"), torch.zeros(1, 1, 28, 28), tmp_path / "m.onnx", {})
+    path = export(zoo.build("lenet5"), torch.zeros(1, 1, 28, 28), tmp_path / "m.onnx", {})
     found = compare({"a": path, "b": path}, batches=(1, 4), threads=(1, 2), seconds=0.01)
     assert len(found.results) == 8
     assert len(found.speedups) == 4

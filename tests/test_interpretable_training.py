@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.network.models import CifarResnet, Lenet5
+from slimrank.compress.network.papers import CifarResnet, Lenet5
 from slimrank.compress.training import gates
 from slimrank.compress.training.block_norm import (
     BlockNormRegulariser,

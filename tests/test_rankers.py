@@ -13,7 +13,7 @@ from torch import nn
 
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.coalitions.game import Coalitions
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
 from slimrank.compress.rankers import DATA_FREE, RANKERS, car, shapley, switch
@@ -32,7 +32,7 @@ class Digits:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.model = models.build("lenet5", {"widths": [6, 8, 16, 7], "size": 16}).double()
+        self.model = zoo.build("lenet5", {"widths": [6, 8, 16, 7], "size": 16}).double()
         data = open_data("digits", models_preprocessing())
         self.x, self.y = next(iter(data.split("train").batches(600)))
         self.x = self.x.double()
@@ -77,7 +77,7 @@ def digits() -> Digits:
 
 @pytest.mark.parametrize("name", list(RANKERS))
 def test_every_ranker_scores_every_group_and_leaves_the_model_alone(name, digits):
-    model = copy.deepcopy(digits.model).float() if name != "bn-scale" else lively(models.build("vgg16-cifar")).float()
+    model = copy.deepcopy(digits.model).float() if name != "bn-scale" else lively(zoo.build("vgg16-cifar")).float()
     x = digits.x.float() if name != "bn-scale" else torch.randn(20, 3, 32, 32)
     channels = channel_map(model, x[:1])
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -114,7 +114,7 @@ def test_ties_decide_between_equal_scores_then_the_index(digits):
 
 
 def test_layers_that_cannot_be_ranked():
-    model = lively(models.build("shufflenet_v2_x0_5"))
+    model = lively(zoo.build("shufflenet_v2_x0_5"))
     channels = channel_map(model, torch.randn(1, 3, 32, 32).double())
     with pytest.raises(
         SlimrankError, match=r"branch1.2 cannot be pruned or masked alone \(tied to stage2.0.branch2.5, .*\): its 24 channels"
@@ -389,7 +389,7 @@ def test_switch_learns(digits, sampled):
 def test_criteria_are_theirs(name):
     """On a network that their graph follows, the same numbers as from their own groups."""
     torch.manual_seed(0)
-    model = lively(models.build("vgg16-cifar", {"widths": [8, 8, 12, 12, 16, 16, 16, 20, 20, 20, 20, 20, 20, 24, 28]})).float()
+    model = lively(zoo.build("vgg16-cifar", {"widths": [8, 8, 12, 12, 16, 16, 16, 20, 20, 20, 20, 20, 20, 24, 28]})).float()
     x, y = torch.randn(12, 3, 32, 32), torch.arange(12) % 10
     channels = channel_map(model, x[:1])
     layers = ["features.0", "features.14"]  # their groups of hidden linear layers leave BatchNorm1d out
@@ -407,7 +407,7 @@ def test_criteria_are_theirs(name):
 def test_bn_scale_needs_batchnorm(digits):
     with pytest.raises(SlimrankError, match="bn-scale says nothing of conv1, conv2, fc1, fc2: no BatchNorm"):
         RANKERS["bn-scale"](digits.model, digits.channels)
-    vgg = lively(models.build("vgg16-cifar")).float()
+    vgg = lively(zoo.build("vgg16-cifar")).float()
     channels = channel_map(vgg, torch.randn(1, 3, 32, 32))
     assert "says nothing of classifier.5: no BatchNorm follows, left out" in str(RANKERS["bn-scale"](vgg, channels))
     with pytest.raises(SlimrankError, match=r"classifier\.5: no BatchNorm follows; take another"):

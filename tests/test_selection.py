@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from slimrank.compress.channels.features import vote
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.select import select, uniform
 from slimrank.compress.pruning.surgery import prune
@@ -23,15 +23,15 @@ from .reference import macs_by_hand
 @pytest.fixture(scope="module")
 def resnet():
     torch.manual_seed(0)
-    model = models.build("resnet20-cifar").eval()
+    model = zoo.build("resnet20-cifar").eval()
     return model, channel_map(model, torch.randn(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("name", ["resnet20-cifar", "lenet5", "vgg16-cifar", "resnet18", "mobilenet_v2", "densenet121"])
 def test_macs_three_ways(name):
     """Dispatched operations, the channel map's closed form, and sizes by hand."""
-    model = models.build(name).eval()
-    shape = (models.input_channels(model), 32, 32) if name != "lenet5" else (1, 28, 28)
+    model = zoo.build(name).eval()
+    shape = (zoo.input_channels(model), 32, 32) if name != "lenet5" else (1, 28, 28)
     counted = count(model, shape)
     channels = channel_map(model, torch.zeros(1, *shape))
     assert counted.macs == macs_by_hand(model, shape) == channels.macs(model, channels.removed({}))
@@ -40,12 +40,12 @@ def test_macs_three_ways(name):
 
 
 def test_published_macs():
-    assert count(models.build("resnet18"), (3, 224, 224)).macs == 1_814_073_344
-    assert count(models.build("resnet20-cifar"), (3, 32, 32)).macs == 40_551_040
-    paper = models.build("lenet5", {"widths": (5, 7, 45, 20)})
+    assert count(zoo.build("resnet18"), (3, 224, 224)).macs == 1_814_073_344
+    assert count(zoo.build("resnet20-cifar"), (3, 32, 32)).macs == 40_551_040
+    paper = zoo.build("lenet5", {"widths": (5, 7, 45, 20)})
     biases = 5 * 24 * 24 + 7 * 8 * 8 + 45 + 20 + 10  # the paper counts them
     assert (count(paper, (1, 28, 28)).macs + biases, count(paper, (1, 28, 28)).params) == (137_543, 7_227)
-    assert count(models.build("lenet5", {"widths": (5, 7, 45, 20), "padding": 2}), (1, 28, 28)).params == 17_622
+    assert count(zoo.build("lenet5", {"widths": (5, 7, 45, 20), "padding": 2}), (1, 28, 28)).params == 17_622
 
 
 @settings(max_examples=25, deadline=None)
@@ -117,7 +117,7 @@ def test_influential_is_algorithm_1_at_the_classifier(resnet):
 
 
 def test_a_dead_filter_comes_last():
-    model = models.build("vgg16-cifar").eval()
+    model = zoo.build("vgg16-cifar").eval()
     model.features[1].weight.data[7] = 0
     model.features[1].bias.data[7] = 0
     channels = channel_map(model, torch.randn(1, 3, 32, 32))

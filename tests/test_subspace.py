@@ -15,7 +15,7 @@ from slimrank.compress.head.options import SELECTS
 from slimrank.compress.head.select import centred, choose, pursuit, saliency
 from slimrank.compress.head.specialize import with_head
 from slimrank.compress.head.two_level import confusable, mean_scores, trained_scores
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.network.layout_names import LAYOUTS
 from slimrank.compress.network.subspace import SubspaceLinear, sizes
@@ -269,7 +269,7 @@ def test_folding_the_order_of_features_changes_no_logit(name):
     torch.manual_seed(0)
     size = 32 if name == "resnet20-cifar" else 64
     x = torch.randn(2, 3, size, size)
-    model = lively(models.build(name, {"num_classes": 20} if name != "resnet20-cifar" else {}), x).double().eval()
+    model = lively(zoo.build(name, {"num_classes": 20} if name != "resnet20-cifar" else {}), x).double().eval()
     x = x.double()
     channels = channel_map(model, x[:1])
     dense = model.get_submodule(channels.classifier)
@@ -299,7 +299,7 @@ def test_a_specialised_network_can_be_pruned():
     from slimrank.compress.pruning.surgery import cut
 
     torch.manual_seed(0)
-    model = models.build("resnet20-cifar").double().eval()
+    model = zoo.build("resnet20-cifar").double().eval()
     index = torch.stack([torch.randperm(64)[:5].sort().values for _ in range(10)])
     model.linear = decomposed(model.linear, index)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)

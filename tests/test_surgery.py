@@ -6,7 +6,7 @@ from torch import nn
 
 from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.pruning.surgery import cut
 
 from .reference import masked_by_weights
@@ -27,7 +27,7 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def check(model: nn.Module, size: int, picks) -> int:
     """Compare masked and sliced for the units that `picks(group)` gives, one cut at a time; the number of cuts."""
-    x = torch.randn(2, models.input_channels(model), size, size, dtype=torch.float64)
+    x = torch.randn(2, zoo.input_channels(model), size, size, dtype=torch.float64)
     channels = channel_map(model, x[:1])
     cuts = changed = 0
     with torch.inference_mode():
@@ -62,12 +62,12 @@ def few(group, n=3):
 def test_masked_equals_sliced_for_every_group(name, size):
     torch.manual_seed(0)
     picks = few if name != "densenet121" else lambda group: few(group)[1:]  # 120 groups: each cut once
-    assert check(lively(models.build(name)), size, picks) > 5
+    assert check(lively(zoo.build(name)), size, picks) > 5
 
 
 def test_every_residual_stream_filter_of_resnet20():
     torch.manual_seed(0)
-    model = lively(models.build("resnet20-cifar"))
+    model = lively(zoo.build("resnet20-cifar"))
     streams = {"conv1": 16, "layer2.0.conv2": 32, "layer3.0.conv2": 64}
     picks = lambda g: [[u] for u in range(g.units)] if g.name in streams else []  # noqa: E731
     assert check(model, 32, picks) == sum(streams.values())
@@ -84,7 +84,7 @@ def test_every_residual_stream_filter_of_the_real_resnet20(resnet20):
 def test_masked_is_what_zeroed_weights_and_constants_give():
     """The mask against the slow way: conv weights and BatchNorm of the filter set to zero, on a chain without residuals."""
     torch.manual_seed(0)
-    model = lively(models.build("vgg16-cifar"))
+    model = lively(zoo.build("vgg16-cifar"))
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     channels = channel_map(model, x[:1])
     with torch.inference_mode():
@@ -100,7 +100,7 @@ def test_masked_is_what_zeroed_weights_and_constants_give():
 )
 def test_grouped_depthwise_shuffled_and_gated_networks(name):
     torch.manual_seed(0)
-    model = lively(models.build(name))
+    model = lively(zoo.build(name))
     assert check(model, 64, lambda g: few(g)[1:]) > 5
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.stages.training import fresh
 from slimrank.compress.training.loop import Run, train
 from slimrank.compress.training.recalibrate import recalibrate
@@ -206,7 +206,7 @@ def test_a_recipe_is_read_without_torch():
 
 def test_recalibrated_statistics_are_those_of_the_images():
     torch.manual_seed(0)
-    model = models.build("vgg16-cifar").eval()
+    model = zoo.build("vgg16-cifar").eval()
     x = torch.randn(64, 3, 32, 32)
     made = recalibrate(model, [(x, torch.zeros(64))])
     first = model.features[0](x)
@@ -216,5 +216,5 @@ def test_recalibrated_statistics_are_those_of_the_images():
     assert not any(module.training for module in made.modules())
     assert made.features[1].momentum == model.features[1].momentum
     assert model.features[1].running_mean.abs().max() == 0  # the model itself is left alone
-    plain = models.build("lenet5").eval()
+    plain = zoo.build("lenet5").eval()
     assert same(recalibrate(plain, [(torch.randn(4, 1, 28, 28), torch.zeros(4))]), plain)

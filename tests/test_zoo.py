@@ -5,7 +5,7 @@ import torch
 
 from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.network import models
+from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import Checkpoint, load, save
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
@@ -30,7 +30,7 @@ def test_the_whole_chain(name, tmp_path):
     torch.manual_seed(0)
     size = {"inception_v3": 96, "alexnet": 80}.get(name, 64)
     x = torch.randn(8, 3, size, size)
-    model = lively(models.build(name, {"num_classes": 10}), x)
+    model = lively(zoo.build(name, {"num_classes": 10}), x)
     channels = channel_map(model, x[:1])
     assert all(group.why for group in channels.groups if not group.prunable)
     plan = select(model, channels, RANKERS["l1"](model, channels), macs=0.5)

@@ -12,7 +12,7 @@ from ...evaluate.accuracy import accuracy, predictor
 from ...evaluate.data import Data, Preprocessing
 from ..channels.features import classifier
 from ..channels.tracing import channel_map
-from ..network import models
+from ..network import zoo
 from ..network.checkpoint import Checkpoint, load, save
 from ..training import gates
 from ..training.loop import train
@@ -30,13 +30,13 @@ def fresh(
     arguments = dict(arguments or {})
     wanted = {"num_classes": len(classes), "in_channels": channels}
     for key, value in wanted.items():
-        if key not in arguments and models.accepts(name, key):
+        if key not in arguments and zoo.accepts(name, key):
             arguments[key] = value
-    if size and "size" not in arguments and models.accepts(name, "size"):
+    if size and "size" not in arguments and zoo.accepts(name, "size"):
         arguments["size"] = size
     torch.manual_seed(seed)
-    model = models.build(name, arguments)
-    preprocessing = Preprocessing.default(models.input_channels(model), size or models.input_size(name))
+    model = zoo.build(name, arguments)
+    preprocessing = Preprocessing.default(zoo.input_channels(model), size or zoo.input_size(name))
     return Checkpoint(model, name, arguments, preprocessing, classes, [{"step": "build", "seed": seed}])
 
 

@@ -1,19 +1,10 @@
-"""Constructors by name: the small networks of the papers, torchvision's CNNs, and `package.module:function`."""
+"""The small networks of the papers: LeNet-5, VGG-16 and the ResNets for CIFAR."""
 
-import importlib
-import inspect
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ...errors import SlimrankError, near
-
-# torchvision's classification models that are no CNNs
-TRANSFORMERS = ("vit_", "swin_", "maxvit")
 
 
 class Lenet5(nn.Module):
@@ -49,7 +40,8 @@ class Lenet5(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2).flatten(1)
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
+        logits: Tensor = self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
+        return logits
 
 
 class Vgg16Cifar(nn.Module):
@@ -77,7 +69,8 @@ class Vgg16Cifar(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).flatten(1))
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
 
 
 class PadShortcut(nn.Module):
@@ -117,6 +110,8 @@ class PadShortcut(nn.Module):
 
 
 class CifarBlock(nn.Module):
+    """Basic block (He et al. 2016): two 3x3 convs with BatchNorm beside a shortcut."""
+
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
@@ -156,81 +151,5 @@ class CifarResnet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-OWN: dict[str, tuple[Callable[..., nn.Module], int]] = {  # name -> constructor, input size
-    "lenet5": (Lenet5, 28),
-    "vgg16-cifar": (Vgg16Cifar, 32),
-    **{f"resnet{d}-cifar": (partial(CifarResnet, d), 32) for d in (20, 32, 44, 56, 110)},
-}
-
-
-def names() -> list[str]:
-    """Every name that `build` knows, `package.module:function` aside."""
-    import torchvision
-
-    zoo = torchvision.models.list_models(module=torchvision.models)
-    return [*OWN, *(n for n in zoo if not n.startswith(TRANSFORMERS))]
-
-
-def build(name: str, arguments: dict[str, Any] | None = None, *, trusted: bool = True) -> nn.Module:
-    """A fresh network. `trusted` is False for names read from a file: those never name code to import.
-
-    Raises SlimrankError for unknown names (with the near ones) and arguments that the constructor refuses.
-    """
-    constructor = _constructor(name, trusted)
-    arguments = dict(arguments or {})
-    try:
-        model = constructor(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SlimrankError(f"model {name} does not take {arguments}: {reason}; change --model-arg") from error
-    if not isinstance(model, nn.Module):
-        raise SlimrankError(f"model {name} made a {type(model).__name__}, not an nn.Module; name a function that makes one")
-    return model
-
-
-def _constructor(name: str, trusted: bool) -> Callable[..., Any]:
-    if ":" in name:
-        if not trusted:
-            raise SlimrankError(f"the checkpoint was made with the user's own model {name}; say --model {name} to import it")
-        module, _, function = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise SlimrankError(f"cannot import model {name}: {error}; check PYTHONPATH and the name") from error
-    if name in OWN:
-        return OWN[name][0]
-    if name not in names():
-        if name.startswith(TRANSFORMERS):
-            raise SlimrankError(f"{name} is a transformer; slimrank compresses CNN classifiers")
-        raise SlimrankError(f"no model named {name!r}; {near(name, names())}")
-    import torchvision
-
-    found = torchvision.models.get_model_builder(name)
-    if name in ("googlenet", "inception_v3"):  # random initialisation of these two takes a minute, and is overwritten
-        return lambda **arguments: found(**{"init_weights": False, "aux_logits": False, **arguments})
-    return found
-
-
-def accepts(name: str, argument: str, trusted: bool = True) -> bool:
-    """Whether a constructor names this argument; torchvision's pass `num_classes` on under **kwargs."""
-    parameters = inspect.signature(_constructor(name, trusted)).parameters
-    passes_on = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-    return argument in parameters or (argument == "num_classes" and passes_on)
-
-
-def input_size(name: str) -> int:
-    """Pixels a side that a network is made for, where the name tells."""
-    if name in OWN:
-        return OWN[name][1]
-    return 299 if name == "inception_v3" else 224
-
-
-def input_channels(model: nn.Module) -> int:
-    """Channels of the image: what the first conv reads."""
-    for module in model.modules():
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            return module.in_channels
-    raise SlimrankError("the model has no conv layer; slimrank compresses CNN classifiers")
+        logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits

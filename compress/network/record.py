@@ -1,0 +1,71 @@
+"""The Checkpoint record: a network and everything that must travel with it."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import SlimrankError
+from ...evaluate.data import Data, Preprocessing
+
+SEEN = (
+    "warning: whoever trained this checkpoint may have trained on the validation images, and accuracy there is then memory; "
+    "--validation test:0.2 takes them from the test split"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network and everything that must travel with it. `history`: what was done to it, for people."""
+
+    model: nn.Module
+    name: str
+    arguments: dict[str, Any]
+    preprocessing: Preprocessing
+    classes: list[str] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    trained_on: dict[str, Any] | None = None  # Data.identity of our own training; None for anybody else's
+    gates: Tensor | None = None  # class-specific gates, [features, classes], of the network as it was trained
+
+    def then(self, model: nn.Module, **step: Any) -> "Checkpoint":
+        """Take the checkpoint one step on. Gates belong to the weights that they were trained with: they are left behind."""
+        return replace(self, model=model, history=[*self.history, step], gates=None)
+
+    def example(self, images: int = 1) -> Tensor:
+        """Make random images for tracing, [images, channels, size, size], the same ones each time."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(images, *self.preprocessing.shape, generator=generator).to(next(self.model.parameters()).device)
+
+    def with_classes(self, data: Data) -> "Checkpoint":
+        """Check that model and data name the same classes; a model without class names takes the data's."""
+        outputs = self.outputs()
+        if outputs != len(data.classes):
+            raise SlimrankError(
+                f"the model has {outputs} classes, --data {data.spec} has {len(data.classes)}; give the data it was trained on"
+            )
+        if self.classes is not None and self.classes != data.classes:
+            pairs = zip(self.classes, data.classes, strict=True)
+            mine, other = next((a, b) for a, b in pairs if a != b)
+            raise SlimrankError(
+                f"class names differ: the model's {mine!r} is {other!r} in --data {data.spec}; use data with the same classes"
+            )
+        return replace(self, classes=data.classes)
+
+    def validation_seen(self, data: Data) -> bool | None:
+        """Tell whether training saw what `data` calls validation: known for our own training, else None."""
+        if self.trained_on is None or self.trained_on["data"] != data.spec:
+            return None
+        return data.validation_from.startswith("train") and self.trained_on != data.identity
+
+    def outputs(self) -> int:
+        """Count the classes told apart. Raises SlimrankError where the network does not run on one tensor of images."""
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                return int(self.model(self.example()).shape[1])
+        except (TypeError, RuntimeError, ValueError, AttributeError, IndexError) as error:
+            raise SlimrankError(
+                f"the model does not run on one tensor of images, {list(self.example().shape)}: {str(error).splitlines()[0]}; "
+                "check --size and --model, wrap a model of several inputs in a module that fills in the rest"
+            ) from error

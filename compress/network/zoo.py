@@ -1,0 +1,93 @@
+"""Constructors by name: the small networks of the papers, torchvision's CNNs, and `package.module:function`."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ...errors import SlimrankError, near
+from .papers import CifarResnet, Lenet5, Vgg16Cifar
+from .resize import CONVS
+
+# torchvision's classification models that are no CNNs
+TRANSFORMERS = ("vit_", "swin_", "maxvit")
+
+OWN: dict[str, tuple[Callable[..., nn.Module], int]] = {  # name -> constructor, input size
+    "lenet5": (Lenet5, 28),
+    "vgg16-cifar": (Vgg16Cifar, 32),
+    **{f"resnet{d}-cifar": (partial(CifarResnet, d), 32) for d in (20, 32, 44, 56, 110)},
+}
+
+
+def names() -> list[str]:
+    """List every name that `build` knows, `package.module:function` aside."""
+    import torchvision
+
+    theirs = torchvision.models.list_models(module=torchvision.models)
+    return [*OWN, *(n for n in theirs if not n.startswith(TRANSFORMERS))]
+
+
+def build(name: str, arguments: dict[str, Any] | None = None, *, trusted: bool = True) -> nn.Module:
+    """Build a fresh network. `trusted` is False for names read from a file: those never name code to import.
+
+    Raises SlimrankError for unknown names (with the near ones) and arguments that the constructor refuses.
+    """
+    constructor = _constructor(name, trusted)
+    arguments = dict(arguments or {})
+    try:
+        model = constructor(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SlimrankError(f"model {name} does not take {arguments}: {reason}; change --model-arg") from error
+    if not isinstance(model, nn.Module):
+        raise SlimrankError(f"model {name} made a {type(model).__name__}, not an nn.Module; name a function that makes one")
+    return model
+
+
+def _constructor(name: str, trusted: bool) -> Callable[..., Any]:
+    if ":" in name:
+        if not trusted:
+            raise SlimrankError(f"the checkpoint was made with the user's own model {name}; say --model {name} to import it")
+        module, _, function = name.partition(":")
+        try:
+            constructor: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise SlimrankError(f"cannot import model {name}: {error}; check PYTHONPATH and the name") from error
+        return constructor
+    if name in OWN:
+        return OWN[name][0]
+    if name not in names():
+        if name.startswith(TRANSFORMERS):
+            raise SlimrankError(f"{name} is a transformer; slimrank compresses CNN classifiers")
+        raise SlimrankError(f"no model named {name!r}; {near(name, names())}")
+    import torchvision
+
+    builder: Callable[..., nn.Module] = torchvision.models.get_model_builder(name)
+    if name in ("googlenet", "inception_v3"):  # random initialisation of these two takes a minute, and is overwritten
+        return lambda **arguments: builder(**{"init_weights": False, "aux_logits": False, **arguments})
+    return builder
+
+
+def accepts(name: str, argument: str, trusted: bool = True) -> bool:
+    """Tell whether a constructor takes this argument; torchvision's pass `num_classes` on under **kwargs."""
+    parameters = inspect.signature(_constructor(name, trusted)).parameters
+    passes_on = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    return argument in parameters or (argument == "num_classes" and passes_on)
+
+
+def input_size(name: str) -> int:
+    """Pixels a side of the images that a network is made for, by its name; 224 where the name does not tell."""
+    if name in OWN:
+        return OWN[name][1]
+    return 299 if name == "inception_v3" else 224
+
+
+def input_channels(model: nn.Module) -> int:
+    """Count the channels of the image: those that the first conv reads."""
+    for module in model.modules():
+        if isinstance(module, CONVS):
+            return module.in_channels
+    raise SlimrankError("the model has no conv layer; slimrank compresses CNN classifiers")
