@@ -1,4 +1,4 @@
-"""The training loop: from scratch, fine-tuning, distillation; what it had reached is on disk after every epoch."""
+"""The training loop: from scratch, fine-tuning, distillation; its state is written to disk after every epoch."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a network that was cut: the old means and variances belong to inputs that are gone."""
+"""Estimate BatchNorm statistics anew after a cut: the old means and variances belong to inputs that are gone."""
 
 import copy
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ IMAGES = 2000  # beyond this the statistics no longer move
 
 
 def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
-    """A copy with BatchNorm's running mean and variance averaged anew over `batches` ([images, channels, height, width]).
+    """Copy a network, with BatchNorm's mean and variance averaged anew over `batches` ([images, channels, height, width]).
 
     No weight moves and nothing else is put in training mode. A network without BatchNorm comes back as it was. Source: Li et
     al. 2020, "EagleEye", section 3.2 (adaptive batch normalization).
