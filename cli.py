@@ -108,7 +108,7 @@ def prune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def sensitivity(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """accuracy of every layer against its own ratio, before fine-tuning; a scores file for --scope global, and a figure"""
-    from slimrank.compress.rankers.sensitivity import table
+    from slimrank.compress.rankers.sensitivity import sensitivity_table
     from slimrank.compress.stages import ranking
     from slimrank.files import output
 
@@ -116,7 +116,11 @@ def sensitivity(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     scores, chart = ranking.measured_sensitivity(
         checkpoint(args), opener(args), args.out, ranker=args.ranker, layers=args.layer, seed=args.seed, device=args.device
     )
-    return {**scores.to_dict(), "out": str(args.out), "chart": str(chart)}, f"{table(scores)}\nwritten: {args.out}, {chart}"
+    return {
+        **scores.to_dict(),
+        "out": str(args.out),
+        "chart": str(chart),
+    }, f"{sensitivity_table(scores)}\nwritten: {args.out}, {chart}"
 
 
 def finetune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -16,7 +16,7 @@ from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.rankers.compare import compare
+from slimrank.compress.rankers.compare import compare_scores
 from slimrank.compress.stages.training import fresh
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
@@ -81,8 +81,8 @@ def one(spec: str, seed: int, images: int) -> dict:
         "value_full": exact.extra["value_full"],
     }
     for name, scores in others.items():
-        agree = compare(exact, scores)
-        found[name] = {layer: {"top5": a["top5"], "spearman": a["spearman"]} for layer, a in agree.layers.items()}
+        agree = compare_scores(exact, scores)
+        found[name] = {layer: {"top5": a.shared, "spearman": a.spearman} for layer, a in agree.layers.items()}
     found["top"] = {
         layer: {"shapley": exact.order(layer)[:-6:-1], "switch": others["switch"].order(layer)[:-6:-1]} for layer in LAYERS
     }

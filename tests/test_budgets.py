@@ -81,7 +81,7 @@ def test_a_budget_that_no_filter_fits_says_so():
     torch.manual_seed(0)
     model = zoo.build("lenet5", {"widths": (2, 2, 100, 25)}).eval()
     channels = channel_map(model, torch.randn(1, 1, 28, 28))
-    worth = FilterScores("l1", {"conv1": [1.0, 2.0]})
+    worth = FilterScores(ranker="l1", scores={"conv1": [1.0, 2.0]})
     made = select(model, channels, worth, macs=0.8)
     assert made.macs_after / made.macs_before < 0.98 * 0.8
     assert "would, put back, overshoot" in made.note
@@ -177,7 +177,7 @@ def test_sensitivity_is_the_accuracy_of_each_layer_cut_alone(resnet):
     x, labels = torch.randn(120, 3, 32, 32), torch.arange(120) % 10
     found = sensitivity(model, channels, [(x, labels)], scores, classes=10, layers=["layer2.0.conv1", "conv1"])
     assert set(found.scores) == {"conv1", "layer2.0.conv1"}
-    for name, points in found.extra["sensitivity"].items():
+    for name, points in found.sensitivity.items():
         order = scores.order(name)
         for share, n, top1 in points:
             group = channels.group(name)

@@ -16,8 +16,8 @@ from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
-from slimrank.compress.rankers import DATA_FREE, RANKERS, car, shapley, switch
-from slimrank.compress.rankers.compare import compare
+from slimrank.compress.rankers import DATA_FREE, RANKERS, SwitchOptions, car, shapley, switch
+from slimrank.compress.rankers.compare import LayerAgreement, compare_scores
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.rankers.torch_pruning_criteria import CRITERIA
 from slimrank.errors import SlimrankError
@@ -103,11 +103,13 @@ def test_scores_round_trip_with_what_only_one_ranker_tells(tmp_path, digits):
     scores.save(tmp_path / "s.json")
     again = FilterScores.load(tmp_path / "s.json")
     assert again == scores
-    assert again.extra["car_by_class"]
+    assert again.car_by_class
 
 
 def test_ties_decide_between_equal_scores_then_the_index(digits):
-    scores = FilterScores("x", {"conv1": [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]}, ties={"conv1": [0.0, 3.0, 2.0, 2.0, 5.0, -1.0]})
+    scores = FilterScores(
+        ranker="x", scores={"conv1": [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]}, ties={"conv1": [0.0, 3.0, 2.0, 2.0, 5.0, -1.0]}
+    )
     assert scores.order("conv1") == [2, 3, 1, 5, 0, 4]
     plan = select(digits.model, digits.channels, scores, ratio=0.5)
     assert plan.keep["conv1"] == [0, 4, 5]
@@ -145,7 +147,7 @@ def test_car_is_the_difference_that_masking_makes(digits):
 def test_car_by_class_sums_to_car_exactly(digits):
     scores = RANKERS["car"](digits.model, digits.channels, digits.batches, classes=10)
     sizes = torch.bincount(digits.y, minlength=10).tolist()
-    for layer, rows in scores.extra["car_by_class"].items():
+    for layer, rows in scores.car_by_class.items():
         for value, row in zip(scores.scores[layer], rows, strict=True):
             lost = [round(share * size) for share, size in zip(row, sizes, strict=True)]
             assert all(abs(share * size - k) < 1e-9 for share, size, k in zip(row, sizes, lost, strict=True))
@@ -168,7 +170,7 @@ def test_a_filter_that_never_fires_has_no_car_and_no_value(digits):
 def test_classes_without_images_are_said(digits):
     some = digits.y < 4
     found = RANKERS["car"](digits.model, digits.channels, [(digits.x[some], digits.y[some])], classes=10, layers=["fc2"])
-    assert found.extra["car_by_class"]["fc2"][0][4:] == [None] * 6
+    assert found.car_by_class["fc2"][0][4:] == [None] * 6
     assert "no images of 6 classes (4, 5, 6, 7, 8, ...)" in str(found)
 
 
@@ -268,7 +270,7 @@ def test_tolerance_stops_or_says_what_was_reached(digits):
     assert max(loose.extra["confidence"]["conv1"]) <= 0.05
     assert "not reached" not in str(loose)
     tight = RANKERS["shapley"](digits.model, digits.channels, digits.batches, **options, samples=6, tolerance=1e-6)
-    assert "--tolerance 1e-06 not reached" in str(tight)
+    assert "`tolerance` 1e-06 not reached" in str(tight)
     assert "after 6 samples" in str(tight)
 
 
@@ -299,7 +301,7 @@ def test_one_antithetic_pair_is_exact_for_two_additive_games(n, seed):
 def test_exact_on_any_game(n, seed):
     v = torch.rand(2**n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     expected = reference.shapley_by_subsets(n, lambda members: float(v[sum(2**i for i in members)]))
-    torch.testing.assert_close(shapley.exact(v), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(shapley.exact_values(v), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
 def test_subset_pairs_draw_sizes_uniformly():
@@ -340,13 +342,13 @@ def test_kl_is_the_formula_and_zero_only_at_the_prior(digits):
     chunk = next(game.chunks())
     for alpha0 in (0.3, 1.0):
         theta = torch.randn(game.n, generator=torch.Generator().manual_seed(1)).double()
-        _, kl = switch.loss(game, theta, list(chunk.crossing), chunk.labels, alpha0, False, False)
+        _, kl = switch.loss(game, theta, list(chunk.crossing), chunk.labels, SwitchOptions(alpha0=alpha0))
         phi = nn.functional.softplus(theta)
         expected = reference.dirichlet_kl(phi, torch.full_like(phi, alpha0))
         assert float(kl) * game.images == pytest.approx(expected, rel=1e-9)
         assert expected > 0
         prior = torch.full((game.n,), alpha0).double().expm1().log()
-        _, kl = switch.loss(game, prior, list(chunk.crossing), chunk.labels, alpha0, False, False)
+        _, kl = switch.loss(game, prior, list(chunk.crossing), chunk.labels, SwitchOptions(alpha0=alpha0))
         assert float(kl) == pytest.approx(0, abs=1e-12)
 
 
@@ -354,7 +356,13 @@ def test_identity_uniform_phi_leaves_the_logits_as_they_are(digits):
     for layer in digits.channels.chosen(None):
         game = Coalitions(digits.model, digits.channels, layer, digits.batches, classes=10, dtype=torch.float64)
         chunk = next(game.chunks())
-        nll, _ = switch.loss(game, torch.full((game.n,), 0.7).double(), list(chunk.crossing), chunk.labels, 1.0, False, True)
+        nll, _ = switch.loss(
+            game,
+            torch.full((game.n,), 0.7).double(),
+            list(chunk.crossing),
+            chunk.labels,
+            SwitchOptions(alpha0=1.0, identity=True),
+        )
         x = digits.x[: len(chunk)]
         expected = nn.functional.cross_entropy(digits.model(x), chunk.labels)
         assert float(nll) == pytest.approx(float(expected.detach()), rel=1e-9)
@@ -418,13 +426,14 @@ def test_bn_scale_needs_batchnorm(digits):
 
 
 def test_compare():
-    a = FilterScores("a", {"x": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], "y": [1.0, 1.0]})
-    same = compare(a, a)
-    assert same.layers["x"] == {"spearman": pytest.approx(1), "top5": 5, "by_chance": 25 / 7}
-    assert same.layers["y"]["spearman"] is None
-    back = compare(a, FilterScores("b", {"x": [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]}), top=2)
-    assert back.layers == {"x": {"spearman": pytest.approx(-1), "top2": 0, "by_chance": 4 / 7}}
+    a = FilterScores(ranker="a", scores={"x": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], "y": [1.0, 1.0]})
+    same = compare_scores(a, a)
+    assert same.layers["x"] == LayerAgreement(spearman=pytest.approx(1), shared=5, by_chance=25 / 7)
+    assert same.layers["y"].spearman is None
+    assert same.to_dict()["layers"]["x"] == {"spearman": pytest.approx(1), "top5": 5, "by_chance": 25 / 7}
+    back = compare_scores(a, FilterScores(ranker="b", scores={"x": [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]}), top=2)
+    assert back.layers == {"x": LayerAgreement(spearman=pytest.approx(-1), shared=0, by_chance=4 / 7)}
     with pytest.raises(SlimrankError, match="no layer in common"):
-        compare(a, FilterScores("b", {"z": [1.0]}))
+        compare_scores(a, FilterScores(ranker="b", scores={"z": [1.0]}))
     with pytest.raises(SlimrankError, match="7 filters in one file and 1 in the other"):
-        compare(a, FilterScores("b", {"x": [1.0]}))
+        compare_scores(a, FilterScores(ranker="b", scores={"x": [1.0]}))

@@ -149,7 +149,7 @@ def test_no_part_of_a_concat_runs_empty():
     model, x = Parts().eval(), torch.randn(2, 3, 8, 8)
     channels = channel_map(model, x[:1])
     assert channels.group("stem").layers == ("stem", "left", "right")
-    worth = FilterScores("l1", {"stem": [float(i) for i in range(12)]})  # those of `left` are the least
+    worth = FilterScores(ranker="l1", scores={"stem": [float(i) for i in range(12)]})  # those of `left` are the least
     for minimum in (1, 2):
         smaller = prune(model, channels, select(model, channels, worth, ratio=0.6, minimum=minimum), x)
         assert smaller.left.out_channels == minimum
@@ -173,7 +173,7 @@ def test_bad_budgets(resnet):
     ):
         with pytest.raises(SlimrankError, match=match):
             select(model, channels, scores, **wrong)
-    other = FilterScores("l1", {"conv1": [1.0, 2.0]})
+    other = FilterScores(ranker="l1", scores={"conv1": [1.0, 2.0]})
     with pytest.raises(SlimrankError, match="rank this checkpoint"):
         select(model, channels, other, macs=0.5)
 
@@ -184,10 +184,10 @@ def test_scores_in_one_unit_are_taken_per_mac(resnet):
     names = channels.chosen(None)
     worth = {n: [0.01] * channels.group(n).units for n in names}
     worth["layer3.1.conv1"] = [0.0] * 64
-    plan = select(model, channels, FilterScores("car", worth, comparable=True), macs=0.88, scope="global")
+    plan = select(model, channels, FilterScores(ranker="car", scores=worth, comparable=True), macs=0.88, scope="global")
     cut = {n: a - b for n, (a, b) in plan.widths.items() if a != b}
     assert cut["layer3.1.conv1"] == 64 - 6  # worth nothing: down to a tenth
     others = [n for n in cut if n != "layer3.1.conv1"]
     assert others == ["conv1"]  # then, at equal worth, where a unit has most MACs
-    plan = select(model, channels, FilterScores("x", worth), macs=0.88, scope="global")
+    plan = select(model, channels, FilterScores(ranker="x", scores=worth), macs=0.88, scope="global")
     assert plan.widths["layer3.1.conv1"][1] == 6

@@ -131,7 +131,7 @@ class Activations:
             return Chunk(tuple(self.split.before(images)), labels)
 
 
-class _LargestActivation(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LargestActivation(TorchDispatchMode):
     """Within the context, the largest tensor that an operation makes of `images` images: `bytes`, of one image."""
 
     def __init__(self, images: int):

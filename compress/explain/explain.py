@@ -120,7 +120,7 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     scores = car.rank(
         checkpoint.model, channels, images.batches(device=options.device), classes=len(data.classes), layers=layers
     )
-    notes += [note for note in scores.extra.get("notes", []) if "car_by_class" not in note]  # the next one says it better
+    notes += [note for note in scores.notes or [] if "car_by_class" not in note]  # the next one says it better
     if len(images) < FEW * len(data.classes):
         each = len(images) / len(data.classes)
         notes.append(f"{each:.1f} validation images a class: what a filter does to one class is coarse; raise --limit")
@@ -238,7 +238,7 @@ def _layer(
         )
     order = scores.order(name)
     pruned = order[: max(1, len(order) // 4)]
-    by_class = scores.extra.get("car_by_class", {}).get(name)
+    by_class = (scores.car_by_class or {}).get(name)
     filters = []
     for unit in range(len(order)):
         losses = [] if by_class is None else [(classes[c], v) for c, v in enumerate(by_class[unit]) if v is not None]

@@ -1,6 +1,8 @@
 """Influential features as a filter ranking (Badola et al., "Decomposing the Deep", Algorithm 1).
 
-The paper votes among the features that the classifier reads; a feature's score is its count of votes over all classes.
+The paper's algorithm: each training image votes for the k1 features of largest |x| at the input of the classifier, in the
+histogram of its class. A feature's score here is its count of votes over all classes.
+
 Our generalisation to inner layers: the same vote over each group's globally averaged |activation|, taken where the last
 layer that reads the group reads it (so that the classifier's own features are ranked exactly as in the paper).
 """
@@ -14,7 +16,7 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError
 from ..channels.features import vote
-from ..channels.groups import ChannelMap
+from ..channels.groups import ChannelMap, Group
 from ..channels.masking import captured
 from . import InfluentialOptions
 from .scores import FilterScores
@@ -41,33 +43,38 @@ def rank(
     if options.k1 is not None and options.k1 < 1:
         raise SlimrankError(f"`k1` is {options.k1}, must be at least 1")
     groups = [channels.group(name) for name in channels.chosen(layers)]
-    reader = {g.name: channels.readers(g)[-1] for g in groups}
-    responses: dict[str, list[Tensor]] = {g.name: [] for g in groups}
-    labels = []
+    reader = {group.name: channels.readers(group)[-1] for group in groups}
+    responses: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    batch_labels = []
     model.eval()
     with torch.inference_mode(), captured(model, sorted(set(reader.values()))) as seen:
-        for images, its in tqdm(batches, desc="influential", leave=False, disable=None):
+        for images, labels in tqdm(batches, desc="influential", leave=False, disable=None):
             model(images)
-            labels.append(its.cpu())
+            batch_labels.append(labels.cpu())
             for group in groups:
                 read = seen[reader[group.name]]
                 linear = isinstance(model.get_submodule(reader[group.name]), nn.Linear)
                 responses[group.name].append(response(read, channels.reads[reader[group.name]], group, linear))
-    if not labels:
+    if not batch_labels:
         raise SlimrankError("no training images to rank on; check `data`")
-    every = torch.cat(labels)
+    all_labels = torch.cat(batch_labels)
     scores = {}
     for group in groups:
         x = torch.cat(responses[group.name])
-        votes = vote([(x, every)], classes, min(options.k1 or max(1, round(SHARE * group.units)), group.units))
+        votes = vote([(x, all_labels)], classes, min(options.k1 or max(1, round(SHARE * group.units)), group.units))
         mass = votes.mass.sum(0)
         scores[group.name] = (votes.histogram.sum(0) + mass / (mass.max() * 1.001).clamp_min(1e-30)).tolist()
-    n = len(every)
-    return FilterScores("influential", scores, False, 1, time.perf_counter() - start, n, None, {"k1": options.k1 or "units/4"})
+    return FilterScores(
+        ranker="influential", scores=scores, evaluations=1, seconds=time.perf_counter() - start, images=len(all_labels),
+        options={"k1": options.k1 or "units/4"},
+    )  # fmt: skip
 
 
-def response(read: Tensor, units: Tensor, group, linear: bool) -> Tensor:
-    """[images, units of the group]: |activation| averaged over positions, summed over the channels of a unit."""
+def response(read: Tensor, units: Tensor, group: Group, linear: bool) -> Tensor:
+    """Average |activation| over positions and sum it over the channels of a unit: [images, units of the group].
+
+    `read`: what a layer reads; `units`: the global unit of each of its channels; `linear`: channels are the last axis.
+    """
     size = read.abs()
     if linear:
         size = size.flatten(1, -2).mean(1) if size.dim() > 2 else size

@@ -11,15 +11,21 @@ from ...errors import SlimrankError
 from ...files import read_json, write_json
 from ..channels.groups import ChannelMap
 
+Curve = list[list[float]]  # [share removed, units removed, top-1] for each point
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class FilterScores:
-    """`scores[layer]`: one float a unit of the group named after that layer, in the layer's order.
+    """Scores of the filters of some layers, higher = keep. Two rankers' files can be compared, and either pruned by.
 
-    `ties[layer]`: a second number a unit, which decides between equal scores (then the lower index is the lesser).
-    `comparable`: scores of different layers are in one unit (accuracy); else only their order within a layer means something.
-    `estimated` is False when the score is exact on the images given; `evaluations` counts network evaluations, each over
-    all images. `extra`: what only this ranker tells (class-wise CAR, confidence, ...); it stands beside the rest in JSON.
+    `scores[layer]`: one float a unit of the group named after that layer, in the layer's order. `ties[layer]`: a second
+    number a unit, which decides between equal scores (then the lower index is the lesser). `comparable`: scores of different
+    layers are in one unit (accuracy); else only their order within a layer means something. `estimated` is False when the
+    scores are exact on the images given; `evaluations` counts network evaluations, each over all images.
+
+    `car_by_class[layer][unit][class]`: CAR on the images of one class, None where it has none (rankers/car.py).
+    `sensitivity[layer]`: rankers/sensitivity.py. `extra`: further figures of one ranker, for people; JSON holds them beside
+    the rest. `notes`, `car_by_class` and `sensitivity` are left out of JSON where they are None.
     """
 
     ranker: str
@@ -31,49 +37,53 @@ class FilterScores:
     seed: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     ties: dict[str, list[float]] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
     comparable: bool = False
+    car_by_class: dict[str, list[list[float | None]]] | None = None
+    sensitivity: dict[str, Curve] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] | None = None
 
     def order(self, layer: str) -> list[int]:
         """The units of a layer, least important first."""
-        score = torch.tensor(self.scores[layer], dtype=torch.float64)
-        tie = torch.tensor(self.ties.get(layer, [0.0] * len(score)), dtype=torch.float64)
-        second = torch.argsort(tie, stable=True)
-        return second[torch.argsort(score[second], stable=True)].tolist()
+        return least_first(self.scores[layer], self.ties.get(layer))
 
     def to_dict(self) -> dict[str, Any]:
         fields = asdict(self)
-        extra = fields.pop("extra")
-        return {**fields, **extra}
+        extra, notes = fields.pop("extra"), fields.pop("notes")
+        for optional in ("car_by_class", "sensitivity"):
+            if fields[optional] is None:
+                del fields[optional]
+        return {**fields, **extra, **({} if notes is None else {"notes": notes})}
 
     @classmethod
     def flat(cls, ranker: str, channels: ChannelMap) -> "FilterScores":
-        """Equal scores everywhere."""
-        return cls(ranker, {g.name: [1.0] * g.units for g in channels.groups if g.prunable})
+        """Equal scores everywhere, for `channels`' groups that can be pruned."""
+        return cls(ranker=ranker, scores={g.name: [1.0] * g.units for g in channels.groups if g.prunable})
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "FilterScores":
+        """Read a scores file. Raises SlimrankError where `save` did not write it, or a score is not finite."""
         value = read_json(path, "scores file")
         fields = {k: v for k, v in value.items() if k in cls.__dataclass_fields__ and k != "extra"}
         try:
-            made = cls(**fields, extra={k: v for k, v in value.items() if k not in fields})
-            for name, layer in made.scores.items():
-                ties = made.ties.get(name, [0.0] * len(layer))
+            loaded = cls(**fields, extra={k: v for k, v in value.items() if k not in fields})
+            for name, layer in loaded.scores.items():
+                ties = loaded.ties.get(name, [0.0] * len(layer))
                 if len(ties) != len(layer):
                     raise ValueError("ties")
                 if not all(isinstance(number, (int, float)) for number in [*layer, *ties]):
                     raise TypeError("numbers")
-            if not isinstance(made.ranker, str) or not isinstance(made.comparable, bool):
+            if not isinstance(loaded.ranker, str) or not isinstance(loaded.comparable, bool):
                 raise TypeError("ranker")
         except (TypeError, ValueError, AttributeError) as error:
             raise SlimrankError(f"scores file {path} is not one that `slimrank rank` writes; make it again") from error
-        numbers = [number for layer in (*made.scores.values(), *made.ties.values()) for number in layer]
+        numbers = [number for layer in (*loaded.scores.values(), *loaded.ties.values()) for number in layer]
         if not all(map(math.isfinite, numbers)):
             raise SlimrankError(f"scores file {path} holds NaN or infinite scores; rank again")
-        return made
+        return loaded
 
     def __str__(self) -> str:
         how = "estimated, " if self.estimated else ""
@@ -83,4 +93,12 @@ class FilterScores:
             s = torch.tensor(scores, dtype=torch.float64)
             best = self.order(name)[::-1][:5]
             rows.append(f"  {name:32} {len(s):7} {s.min():8.3g} {s.median():8.3g} {s.max():8.3g}  {best}")
-        return "\n".join(rows + [f"  note: {note}" for note in self.extra.get("notes", [])])
+        return "\n".join(rows + [f"  note: {note}" for note in self.notes or []])
+
+
+def least_first(scores: list[float], ties: list[float] | None = None) -> list[int]:
+    """Positions of the scores, rising; equal ones by `ties`, then by position."""
+    first = torch.tensor(scores, dtype=torch.float64)
+    by_tie = torch.argsort(torch.tensor(ties or [0.0] * len(scores), dtype=torch.float64), stable=True)
+    order: list[int] = by_tie[torch.argsort(first[by_tie], stable=True)].tolist()
+    return order

@@ -1,4 +1,8 @@
-"""How much accuracy each layer costs when it alone is cut, at growing shares of its filters, before any fine-tuning."""
+"""Accuracy that each layer costs when it alone is cut, at growing shares of its filters, before any fine-tuning.
+
+The figure of Li et al., "Pruning Filters for Efficient ConvNets", section 3.2: layers whose accuracy falls early are
+sensitive, and a global budget should spare them.
+"""
 
 import time
 from collections.abc import Iterable
@@ -11,9 +15,9 @@ from tqdm import tqdm
 from ..channels.groups import ChannelMap
 from ..coalitions import MEMORY
 from ..coalitions.game import Coalitions
-from .scores import FilterScores
+from .scores import Curve, FilterScores
 
-SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+CUT_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 
 
 def sensitivity(
@@ -26,7 +30,7 @@ def sensitivity(
     layers: list[str] | None = None,
     memory: int = MEMORY,
 ) -> FilterScores:
-    """Cut each layer alone by every share in SHARES, least important first by `ranked`, and count the images left right.
+    """Cut each layer alone by every share in CUT_SHARES, least important first by `ranked`, and count the images left right.
 
     What comes back is a scores file like any other: a unit's score is the accuracy lost once it and all before it are gone
     (between the measured points on a straight line, never less than that of one removed earlier), so that layers compare
@@ -34,7 +38,7 @@ def sensitivity(
     The accuracy is that of the masked network, which is the sliced one's. `batches`: images not tested on.
     """
     start = time.perf_counter()
-    curves: dict[str, list[list[float]]] = {}
+    curves: dict[str, Curve] = {}
     scores: dict[str, list[float]] = {}
     ties: dict[str, list[float]] = {}
     notes: list[str] = []
@@ -44,7 +48,7 @@ def sensitivity(
         group = channels.group(name)
         order = [unit for unit in ranked.order(name) if unit not in group.fixed]
         most = group.units - max(1, len(group.fixed))
-        counts = sorted({0, *(min(most, round(share * group.units)) for share in SHARES), most})
+        counts = sorted({0, *(min(most, round(share * group.units)) for share in CUT_SHARES), most})
         masks = torch.ones(len(counts), group.units, dtype=torch.bool)
         for row, n in enumerate(counts):
             masks[row, order[:n]] = False
@@ -58,10 +62,10 @@ def sensitivity(
             scores[name][unit], ties[name][unit] = lost[min(place, most - 1)], float(place)
         evaluations, images = evaluations + game.evaluations, game.images
         notes += game.notes
-    extra = {"sensitivity": curves, **({"notes": notes} if notes else {})}
     return FilterScores(
-        f"sensitivity of {ranked.ranker}", scores, True, evaluations, time.perf_counter() - start, images, ranked.seed,
-        {"ranker": ranked.ranker}, ties, extra, True,
+        ranker=f"sensitivity of {ranked.ranker}", scores=scores, estimated=True, evaluations=evaluations,
+        seconds=time.perf_counter() - start, images=images, seed=ranked.seed, options={"ranker": ranked.ranker}, ties=ties,
+        comparable=True, sensitivity=curves, notes=notes or None,
     )  # fmt: skip
 
 
@@ -76,14 +80,13 @@ def _lost(counts: list[int], tops: list[float]) -> list[float]:
     return lost
 
 
-def table(scores: FilterScores) -> str:
-    """Top-1 of each layer at each share removed."""
-    curves = scores.extra["sensitivity"]
+def sensitivity_table(scores: FilterScores) -> str:
+    """Format the top-1 of each layer at each share removed. `scores`: of `sensitivity`."""
     rows = [f"{scores.ranker}: top-1 on {scores.images:,} validation images, {scores.seconds:.1f} s; share of filters removed:"]
-    rows.append(f"  {'layer':32} filters   none  " + "  ".join(f"{share:6.1%}" for share in SHARES))
-    for name, points in curves.items():
-        shown = [round(share * len(scores.scores[name])) for share in SHARES]
+    rows.append(f"  {'layer':32} filters   none  " + "  ".join(f"{share:6.1%}" for share in CUT_SHARES))
+    for name, points in (scores.sensitivity or {}).items():
+        shown = [round(share * len(scores.scores[name])) for share in CUT_SHARES]
         tops = {int(n): top for _, n, top in points}
         cells = "  ".join(f"{tops[n]:6.4f}" if n in tops else "     -" for n in shown)
         rows.append(f"  {name:32} {len(scores.scores[name]):7} {tops[0]:6.4f}  {cells}")
-    return "\n".join(rows + [f"  note: {note}" for note in scores.extra.get("notes", [])])
+    return "\n".join(rows + [f"  note: {note}" for note in scores.notes or []])

@@ -8,11 +8,11 @@ Where we deviate from the paper's text: v(empty) is the accuracy of the constant
 subsets (eq. 2) are drawn by size first, since drawing uniformly over all subsets estimates the Banzhaf value instead.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import combinations
-from math import comb
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from . import ShapleyOptions
 from .scores import FilterScores
 
 ESTIMATORS = ("exact", "truncated", "permutation", "subsets")
+EXACT = 12  # units up to which the power set is enumerated unless asked otherwise
 SAMPLES = 10  # pairs of permutations, or pairs of subsets a filter, unless given
 FEWEST = 5  # samples before a confidence interval is believed
 Worth = Callable[[Tensor], Tensor]  # bool [coalitions, units] -> accuracy, float64 [coalitions]
@@ -56,66 +57,94 @@ def rank(
     truncated and subsets.
     """
     start = time.perf_counter()
+    _check(options)
+    samples = SAMPLES if options.samples is None else options.samples
+    size = 2 if options.coalition_size is None else options.coalition_size
+    generator = torch.Generator().manual_seed(seed)
+    values: dict[str, LayerValues] = {}
+    notes: list[str] = []
+    evaluations = images = passes = 0
+    for name in tqdm(channels.chosen(layers, features=True), desc="shapley", leave=False, disable=None):
+        game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
+        notes += game.notes
+        layer = values[name] = _values(game, options, samples, size, generator)
+        if options.tolerance is not None and not float(layer.half_width.max()) <= options.tolerance:
+            reached = f"{float(layer.half_width.max()):.3g} after {layer.samples} samples"
+            notes.append(f"{name}: `tolerance` {options.tolerance} not reached, it is {reached}; raise `samples`")
+        evaluations, images, passes = evaluations + game.evaluations, game.images, passes + game.passes
+    confidence = {
+        name: [None if math.isnan(width) else width for width in layer.half_width.tolist()] for name, layer in values.items()
+    }
+    widest = max((width for row in confidence.values() for width in row if width), default=None)
+    if widest is not None:
+        notes.insert(0, f"95 % confidence intervals are within +-{widest:.3g}; `samples` or `tolerance` narrow them")
+    return FilterScores(
+        ranker="shapley", scores={name: layer.value.tolist() for name, layer in values.items()},
+        estimated={layer.estimator for layer in values.values()} != {"exact"}, evaluations=evaluations,
+        seconds=time.perf_counter() - start, images=images, seed=seed, comparable=True, notes=notes or None,
+        options={
+            "estimator": options.estimator, "samples": samples, "tolerance": options.tolerance, "coalition_size": size,
+        },
+        extra={
+            "value_full": {name: layer.full for name, layer in values.items()},
+            "value_empty": {name: layer.empty for name, layer in values.items()},
+            "estimator": {name: layer.estimator for name, layer in values.items()},
+            "confidence": confidence,
+            "samples": {name: layer.samples for name, layer in values.items()},
+            "image_passes": passes,
+        },
+    )  # fmt: skip
+
+
+def _check(options: ShapleyOptions) -> None:
     if options.estimator is not None and options.estimator not in ESTIMATORS:
         raise SlimrankError(f"no estimator {options.estimator!r}; {near(options.estimator, ESTIMATORS)}")
     if options.estimator in ("exact", "truncated") and (options.samples, options.tolerance) != (None, None):
         raise SlimrankError(f"`samples` and `tolerance` say nothing to `estimator` {options.estimator}; leave them out")
     if options.estimator != "truncated" and options.coalition_size is not None:
         raise SlimrankError("`coalition_size` means something only with `estimator` truncated; add it, or leave the size out")
-    sampling = (options.samples, options.tolerance) != (None, None)
-    samples = SAMPLES if options.samples is None else options.samples
-    size = 2 if options.coalition_size is None else options.coalition_size
-    if samples < 1:
-        raise SlimrankError(f"`samples` is {samples}, must be at least 1")
+    if options.samples is not None and options.samples < 1:
+        raise SlimrankError(f"`samples` is {options.samples}, must be at least 1")
     if options.tolerance is not None and not 0 < options.tolerance < 1:
         raise SlimrankError(f"`tolerance` is {options.tolerance}, must lie between 0 and 1; 0.01 is one point of accuracy")
-    generator = torch.Generator().manual_seed(seed)
-    scores: dict[str, list[float]] = {}
-    extra: dict[str, Any] = {k: {} for k in ("value_full", "value_empty", "estimator", "confidence", "samples")}
-    extra["notes"] = []
-    evaluations = images = passes = 0
-    for name in tqdm(channels.chosen(layers, features=True), desc="shapley", leave=False, disable=None):
-        game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
-        extra["notes"] += game.notes
-        way = options.estimator or ("exact" if game.n <= 12 and not sampling else "permutation")
-        ends = torch.stack([torch.zeros(game.n), torch.ones(game.n)]).bool()
-
-        def worth(masks: Tensor, game: Coalitions = game) -> Tensor:
-            return game.play(masks).correct.double() / game.images
-
-        if way == "exact":
-            v = power_set(game).double() / game.images
-            value, width, used = exact(v), torch.zeros(game.n), 1
-            empty, full = v[0], v[-1]
-        elif way == "truncated":
-            value, width, used = truncated(game.n, size, worth), torch.full((game.n,), torch.nan), 1
-            empty, full = worth(ends)
-        else:
-            empty, full = worth(ends)
-            draw = permutation_pairs if way == "permutation" else subset_pairs
-            value, width, used = mean_of(draw(game.n, worth, float(empty), float(full), generator), samples, options.tolerance)
-            if options.tolerance is not None and not float(width.max()) <= options.tolerance:
-                reached = f"{float(width.max()):.3g} after {used} samples"
-                extra["notes"].append(f"{name}: `tolerance` {options.tolerance} not reached, it is {reached}; raise `samples`")
-        scores[name] = value.tolist()
-        extra["value_empty"][name], extra["value_full"][name] = float(empty), float(full)
-        extra["estimator"][name], extra["samples"][name] = way, used
-        extra["confidence"][name] = [None if w != w else w for w in width.tolist()]
-        evaluations, images, passes = evaluations + game.evaluations, game.images, passes + game.passes
-    settings = {
-        "estimator": options.estimator, "samples": samples, "tolerance": options.tolerance, "coalition_size": size,
-    }  # fmt: skip
-    widest = max((w for row in extra["confidence"].values() for w in row if w), default=None)
-    if widest is not None:
-        extra["notes"].insert(0, f"95 % confidence intervals are within +-{widest:.3g}; `samples` or `tolerance` narrow them")
-    estimated = set(extra["estimator"].values()) != {"exact"}
-    extra = {**{k: v for k, v in extra.items() if v}, "image_passes": passes}
-    return FilterScores(
-        "shapley", scores, estimated, evaluations, time.perf_counter() - start, images, seed, settings, {}, extra, True
-    )
 
 
-def exact(v: Tensor) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class LayerValues:
+    """Shapley values of a layer's units and their provenance. `value`, `half_width` of the 95 % confidence interval (NaN:
+    unknown): float64 [units]; `empty`, `full`: the worth of no unit and of all; `samples`: draws taken."""
+
+    value: Tensor
+    half_width: Tensor
+    samples: int
+    empty: float
+    full: float
+    estimator: str
+
+
+def _values(game: Coalitions, options: ShapleyOptions, samples: int, size: int, generator: torch.Generator) -> LayerValues:
+    def worth(masks: Tensor) -> Tensor:
+        return game.play(masks).correct.double() / game.images
+
+    sampling = (options.samples, options.tolerance) != (None, None)
+    estimator = options.estimator or ("exact" if game.n <= EXACT and not sampling else "permutation")
+    ends = torch.stack([torch.zeros(game.n), torch.ones(game.n)]).bool()
+    used = 1
+    if estimator == "exact":
+        v = power_set(game).double() / game.images
+        value, half_width = exact_values(v), torch.zeros(game.n)
+        empty, full = float(v[0]), float(v[-1])
+    elif estimator == "truncated":
+        value, half_width = truncated_values(game.n, size, worth), torch.full((game.n,), torch.nan)
+        empty, full = worth(ends).tolist()
+    else:
+        empty, full = worth(ends).tolist()
+        draw = permutation_pairs if estimator == "permutation" else subset_pairs
+        value, half_width, used = mean_of(draw(game.n, worth, empty, full, generator), samples, options.tolerance)
+    return LayerValues(value=value, half_width=half_width, samples=used, empty=empty, full=full, estimator=estimator)
+
+
+def exact_values(v: Tensor) -> Tensor:
     """Values from the worth of all 2^n coalitions (float64, bit i of the index is unit i): eq. 2, every coalition in it."""
     return by_size(v).mean(1)
 
@@ -126,7 +155,7 @@ def by_size(v: Tensor) -> Tensor:
     size = torch.zeros(1, dtype=torch.int64)
     for _ in range(n - 1):  # members of each coalition of the other units
         size = torch.cat([size, size + 1])
-    choices = torch.tensor([comb(n - 1, s) for s in range(n)], dtype=torch.float64)
+    choices = torch.tensor([math.comb(n - 1, s) for s in range(n)], dtype=torch.float64)
     rows = []
     for unit in range(n):
         pairs = v.view(-1, 2, 2**unit)  # without the unit, with it
@@ -135,14 +164,14 @@ def by_size(v: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def truncated(n: int, k: int, worth: Worth) -> Tensor:
+def truncated_values(n: int, k: int, worth: Worth) -> Tensor:
     """Coalitions of fewer than `k` units: the mean over sizes 0 to k-1 of the mean marginal worth."""
     k = min(k, n)
-    total = sum(comb(n, s) for s in range(k + 1))
+    total = sum(math.comb(n, s) for s in range(k + 1))
     if k < 1 or total > 2**POWER_SET:
         raise SlimrankError(
             f"`coalition_size` {k} of {n} filters needs {total:.1e} coalitions; it must be at least 1 and need at most "
-            f"{2**POWER_SET:.1e}; 2 needs {1 + n + comb(n, 2):,}"
+            f"{2**POWER_SET:.1e}; 2 needs {1 + n + math.comb(n, 2):,}"
         )
     members = [c for s in range(k + 1) for c in combinations(range(n), s)]
     masks = torch.zeros(len(members), n, dtype=torch.bool)
@@ -153,7 +182,7 @@ def truncated(n: int, k: int, worth: Worth) -> Tensor:
     for chosen in members[1:]:
         for i, unit in enumerate(chosen):
             marginal = v[chosen] - v[chosen[:i] + chosen[i + 1 :]]
-            value[unit] += marginal / comb(n - 1, len(chosen) - 1) / k
+            value[unit] += marginal / math.comb(n - 1, len(chosen) - 1) / k
     return value
 
 
@@ -185,7 +214,10 @@ def subset_pairs(n: int, worth: Worth, empty: float, full: float, generator: tor
 
 
 def mean_of(draws: Iterator[Tensor], most: int, tolerance: float | None) -> tuple[Tensor, Tensor, int]:
-    """Mean of independent draws, half-width of its 95 % confidence interval (normal), and how many were drawn."""
+    """Mean of independent draws, half-width of its 95 % confidence interval (normal), and how many were drawn.
+
+    At most `most` are drawn; with `tolerance`, no more once the widest half-width is within it (but at least FEWEST).
+    """
     seen: list[Tensor] = []
     while len(seen) < most:
         seen.append(next(draws))
@@ -193,6 +225,6 @@ def mean_of(draws: Iterator[Tensor], most: int, tolerance: float | None) -> tupl
             width = 1.96 * torch.stack(seen).std(0) / len(seen) ** 0.5
             if tolerance is not None and len(seen) >= FEWEST and float(width.max()) <= tolerance:
                 break
-    every = torch.stack(seen)
-    width = 1.96 * every.std(0) / len(seen) ** 0.5 if len(seen) > 1 else torch.full((every.shape[1],), torch.nan)
-    return every.mean(0), width, len(seen)
+    drawn = torch.stack(seen)
+    width = 1.96 * drawn.std(0) / len(seen) ** 0.5 if len(seen) > 1 else torch.full((drawn.shape[1],), torch.nan)
+    return drawn.mean(0), width, len(seen)

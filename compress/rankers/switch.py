@@ -32,7 +32,7 @@ from ..coalitions.game import Coalitions
 from . import SwitchOptions
 from .scores import FilterScores
 
-BATCH = 100  # images a step
+STEP_IMAGES = 100
 LEAST = 1e-6  # phi, which must stay above 0
 
 
@@ -66,44 +66,47 @@ def rank(
     for name in tqdm(channels.chosen(layers, features=True), desc="switch", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
         notes += game.notes
-        phi, curve[name] = learn(game, options.epochs, options.lr, options.alpha0, options.sampled, options.identity)
+        phi, curve[name] = learn(game, options)
         scores[name] = (phi / phi.sum()).tolist()
         evaluations, images = evaluations + options.epochs, game.images
-    settings = {key: value for key, value in asdict(options).items() if key != "memory"}
-    seconds = time.perf_counter() - start
     return FilterScores(
-        "switch", scores, True, evaluations, seconds, images, seed, settings, {}, {"curve": curve, "notes": notes}
-    )
+        ranker="switch", scores=scores, estimated=True, evaluations=evaluations, seconds=time.perf_counter() - start,
+        images=images, seed=seed, options={key: value for key, value in asdict(options).items() if key != "memory"},
+        extra={"curve": curve}, notes=notes,
+    )  # fmt: skip
 
 
-def learn(game: Coalitions, epochs: int, lr: float, alpha0: float, sampled: bool, identity: bool) -> tuple[Tensor, list[float]]:
-    """phi ([units]) and the learning curve. The network's weights are frozen and it is in eval mode: see `split`."""
-    device = game.split.sites[0].unit.device
-    theta = torch.full((game.n,), log(expm1(1.0)), device=device, requires_grad=True)  # phi = 1
-    optimizer = torch.optim.Adam([theta], lr=lr)
+def learn(game: Coalitions, options: SwitchOptions) -> tuple[Tensor, list[float]]:
+    """Learn phi ([units]) by Adam; beside it the learning curve. The network is frozen and in eval mode (`split`)."""
+    theta = torch.full((game.n,), log(expm1(1.0)), device=game.split.sites[0].unit.device, requires_grad=True)  # phi = 1
+    optimizer = torch.optim.Adam([theta], lr=options.lr)
     curve = []
-    for epoch in range(epochs):
+    for epoch in range(options.epochs):
         total = 0.0
         for chunk in game.chunks():
-            for some in torch.randperm(len(chunk)).split(BATCH):
-                nll, kl = loss(game, theta, [c[some] for c in chunk.crossing], chunk.labels[some], alpha0, sampled, identity)
+            for images in torch.split(torch.randperm(len(chunk)), STEP_IMAGES):
+                nll, kl = loss(game, theta, [part[images] for part in chunk.crossing], chunk.labels[images], options)
                 if not torch.isfinite(nll + kl):
-                    raise SlimrankError(f"the switch diverged in epoch {epoch + 1}; lower `lr` from {lr}")
+                    raise SlimrankError(f"the switch diverged in epoch {epoch + 1}; lower `lr` from {options.lr}")
                 optimizer.zero_grad()
-                (nll + kl).backward()
+                torch.autograd.backward(nll + kl)
                 optimizer.step()
-                total += nll.item() * len(some)
+                total += nll.item() * len(images)
         curve.append(total / game.images)
     return F.softplus(theta.detach()).clamp_min(LEAST).cpu(), curve
 
 
 def loss(
-    game: Coalitions, theta: Tensor, crossing: list[Tensor], labels: Tensor, alpha0: float, sampled: bool, identity: bool
+    game: Coalitions, theta: Tensor, crossing: list[Tensor], labels: Tensor, options: SwitchOptions
 ) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood an image, and the KL divergence between the two Dirichlets (of phi, not of s) over N."""
+    """The two terms of the objective, an image each: negative log-likelihood, and KL( Dir(phi) || Dir(alpha0) ) / N.
+
+    KL is that of phi, not of s; the paper's objective is a sum over the N images, so that the mean divides KL by N.
+    """
     phi = F.softplus(theta).clamp_min(LEAST)
     posterior = Dirichlet(phi, validate_args=False)
-    s = posterior.rsample() if sampled else posterior.mean
-    game.split.scale(game.n * s if identity else s)
+    prior = Dirichlet(torch.full_like(phi, options.alpha0), validate_args=False)
+    s = posterior.rsample() if options.sampled else posterior.mean
+    game.split.scale(game.n * s if options.identity else s)
     nll = F.cross_entropy(game.split.after(*crossing), labels)
-    return nll, kl_divergence(posterior, Dirichlet(torch.full_like(phi, alpha0), validate_args=False)) / game.images
+    return nll, kl_divergence(posterior, prior) / game.images

@@ -1,4 +1,4 @@
-"""torch-pruning's own criteria (Fang et al., DepGraph): taylor, bn-scale, fpgm, lamp.
+"""torch-pruning's own criteria (Fang et al., "DepGraph: Towards Any Structural Pruning", 2023): taylor, bn-scale, fpgm, lamp.
 
 Only the criteria are theirs. Which filters belong together comes from our own trace: their graph does not follow every
 network (benchmarks/coupling.py). A criterion's classes read a group as items of (layer, how it is cut, indices, root
@@ -7,12 +7,13 @@ indices), and that is what they are given here.
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_pruning.pruner import function, importance
@@ -23,7 +24,6 @@ from ..channels.groups import ChannelMap, Group
 from ..network.resize import CONVS
 from .scores import FilterScores
 
-NORMS = nn.modules.batchnorm._BatchNorm
 CRITERIA: dict[str, Callable[[], Callable[[Any], Tensor | None]]] = {
     "taylor": importance.GroupTaylorImportance,  # |weight * gradient| (Molchanov et al. 2019)
     "bn-scale": importance.BNScaleImportance,  # |gamma| (Liu et al. 2017, Network Slimming)
@@ -40,7 +40,7 @@ class Item:
     idxs: list[int]
     root_idxs: list[int]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return iter((self.dep, self.idxs))
 
 
@@ -67,7 +67,7 @@ def rank(
         assert batches is not None
         model.zero_grad()
         for x, labels in tqdm(batches, desc="taylor", leave=False, disable=None):
-            F.cross_entropy(model(x), labels, reduction="sum").backward()
+            torch.autograd.backward(F.cross_entropy(model(x), labels, reduction="sum"))
             images += len(labels)
         if not images:
             raise SlimrankError("no images to rank on; check `data` and `limit`")
@@ -82,9 +82,10 @@ def rank(
     note = f"ranker {criterion} says nothing of {', '.join(silent)}: no BatchNorm follows"
     if silent and (layers or not scores):
         raise SlimrankError(f"{note}; take another ranker")
-    extra = {"notes": [f"{note}, left out"]} if silent else {}
-    seconds = time.perf_counter() - start
-    return FilterScores(criterion, scores, criterion == "taylor", int(images > 0), seconds, images, extra=extra)
+    return FilterScores(
+        ranker=criterion, scores=scores, estimated=criterion == "taylor", evaluations=int(images > 0),
+        seconds=time.perf_counter() - start, images=images, notes=[f"{note}, left out"] if silent else None,
+    )  # fmt: skip
 
 
 taylor, bn_scale, fpgm, lamp = (partial(rank, name) for name in CRITERIA)
@@ -97,13 +98,13 @@ def items(model: nn.Module, channels: ChannelMap, group: Group) -> list[Item]:
     for tensor, axes in channels.axes.items():
         owner, _, leaf = tensor.rpartition(".")
         layer = model.get_submodule(owner)
-        if leaf != "weight" or not isinstance(layer, (*CONVS, nn.Linear, NORMS)):
+        if leaf != "weight" or not isinstance(layer, (*CONVS, nn.Linear, nn.modules.batchnorm._BatchNorm)):
             continue
         for axis, units in axes.items():
             mine = ((units >= group.offset) & (units < group.offset + group.units)).nonzero().flatten()
             if not len(mine):
                 continue
-            if isinstance(layer, NORMS):
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 cut = function.prune_batchnorm_out_channels
             elif isinstance(layer, nn.Linear):
                 cut = (function.prune_linear_out_channels, function.prune_linear_in_channels)[axis]

@@ -189,5 +189,5 @@ def measured_sensitivity(
     scores = sensitivity(model, channels, batches, ranked, classes=len(data.classes), layers=layers)
     scores = replace(scores, extra={**scores.extra, "validation_seen_in_training": checkpoint.validation_seen(data)})
     scores.save(out)
-    write_text(chart, curves(scores.extra["sensitivity"]))
+    write_text(chart, curves(scores.sensitivity or {}))
     return scores, chart
