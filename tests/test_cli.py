@@ -8,15 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 
 from slimrank.cli import main
-from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load, save
 from slimrank.compress.stages.training import fresh
-
-from .toy_models import Branching
 
 KEYS = {
     "train": {"top1", "epochs"},
@@ -158,16 +153,6 @@ def test_budgets_schedules_and_sensitivity(capsys, tmp_path, trained):
     assert set(seen["layer_ms"]["1"]) == {"conv1", "conv2", "fc1", "fc2", "fc3"}
 
 
-def test_control_flow_and_several_inputs_get_one_line(capsys, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    torch.save(Branching().state_dict(), tmp_path / "odd.pt")
-    for words, match in (
-        (("export", tmp_path / "odd.pt", "--model", "toy_models:branching", "-o", tmp_path / "o.onnx"), "if x.mean() > 0.1"),
-        (("inspect", tmp_path / "odd.pt", "--model", "toy_models:two_inputs"), "more than one tensor"),
-    ):
-        assert match in fails(capsys, *words, "--size", 16)
-
-
 def test_compress_with_and_without_data(capsys, tmp_path, trained):
     small = ("--batch", "1", "--epochs", 1)
     report = run(capsys, "compress", trained, "--data", "digits", *small, "--macs", 0.6, "--rivals", "-o", tmp_path / "a")
@@ -256,160 +241,6 @@ def test_a_pipe_that_closes_early_is_no_error(trained):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 0
-
-
-def test_bad_input(capsys, tmp_path, trained, monkeypatch):
-    out = ("-o", tmp_path / "out.safetensors")
-    digits = ("--data", "digits")
-    car = ("--ranker", "car", *digits)
-    shapley = ("--ranker", "shapley", *digits, "--layer", "fc1")
-    onnx = tmp_path / "m.onnx"
-    assert main(["export", str(trained), "-o", str(onnx)]) == 0
-    capsys.readouterr()
-    torch.save(zoo.build("lenet5").state_dict(), tmp_path / "foreign.pt")
-    (tmp_path / "log.txt").write_text("baseline       4.0 s  40,551,040 MACs\nrank           0.0 s\n")
-    cases = [
-        (("inspect", tmp_path / "missing.pt"), "no checkpoint at"),
-        (("inspect", tmp_path / "log.txt"), "no PyTorch checkpoint"),
-        (("inspect", tmp_path / "foreign.pt", "--model", "lenet"), "lenet5"),
-        (("inspect", tmp_path / "foreign.pt", "--model", "nowhere.at:all"), "cannot import"),
-        (("evaluate", tmp_path / "foreign.pt", "--model", "lenet5", "--data", "digitz"), "digits"),
-        (("evaluate", trained, "--data", f"folder:{tmp_path}/nothing"), "no such folder"),
-        (("rank", trained, "--ranker", "shaply", "-o", tmp_path / "s.json"), "no ranker"),
-        (("rank", trained, "--ranker", "influential", "-o", tmp_path / "s.json"), "needs images"),
-        (("rank", trained, "--ranker", "l1", "--layer", "conv9", "-o", tmp_path / "s.json"), "near ones: conv2, conv1"),
-        (("rank", trained, "--ranker", "l1", "--layer", "fc3", "-o", tmp_path / "s.json"), "cannot be pruned"),
-        (("rank", trained, *car, "--layer", "conv9", "-o", tmp_path / "s.json"), "near ones: conv2, conv1"),
-        (("rank", trained, *car, "--greedy", "--remove", 0, "-o", tmp_path / "s.json"), "at least 1"),
-        (("rank", trained, *car, "--limit", 1, "-o", tmp_path / "s.json"), "all images (1) are of class"),
-        (("rank", trained, *shapley, "--estimator", "exact", "-o", tmp_path / "s.json"), "100 filters has 1.3e+30"),
-        (("rank", trained, *shapley, "--estimator", "best", "-o", tmp_path / "s.json"), "no estimator 'best'"),
-        (("rank", trained, *shapley, "--tolerance", "nan", "-o", tmp_path / "s.json"), "between 0 and 1"),
-        (("rank", trained, "--ranker", "switch", *digits, "--lr", 100, "-o", tmp_path / "s.json"), "between 0 and 10"),
-        (("rank", trained, *car, "--memory", -5, "-o", tmp_path / "s.json"), "0 bytes or more"),
-        (("rank", trained, "--ranker", "influential", *digits, "--k1", 0, "-o", tmp_path / "s.json"), "at least 1"),
-        (("rank", trained, "--ranker", "l1", "--estimator", "exact", "-o", tmp_path / "s.json"), "takes no --estimator"),
-        (("rank", trained, *car, "--remove", 3, "-o", tmp_path / "s.json"), "only with --greedy"),
-        (("rank", trained, *shapley, "--estimator", "truncated", "--samples", 3, "-o", tmp_path / "s.json"), "leave them out"),
-        (("rank", trained, *shapley, "--coalition-size", 3, "-o", tmp_path / "s.json"), "--estimator truncated"),
-        (("compare-ranks", tmp_path / "no.json", tmp_path / "no.json"), "no.json"),
-        (("rank", trained, "--ranker", "bn-scale", "-o", tmp_path / "s.json"), "no BatchNorm follows"),
-        (("rank", trained, "--ranker", "l1", "--k1", 3, "-o", tmp_path / "s.json"), "takes no --k1"),
-        (("prune", trained, "--ratio", 1.2, *out), "between 0 and 1"),
-        (("prune", trained, *out), "one budget"),
-        (("prune", trained, "--params", 0, *out), "between 0 and 1"),
-        (("prune", trained, "--latency", 1.5, *out), "between 0 and 1"),
-        (("prune", trained, "--macs", 0.5, "--protect", "conv9", *out), "near ones: conv2, conv1"),
-        (("prune", trained, "--macs", 0.5, "--min-filters", 0, *out), "--min-filters"),
-        (("prune", trained, "--macs", 0.05, "--protect", "conv2", *out), "all of conv2, the least is"),
-        (("prune", trained, "--macs", 0.5, "--protect", "fc3", *out), "no filter of it is ever cut"),
-        (("prune", trained, "--max-drop", 0.1, *out), "need images"),
-        (("prune", trained, "--max-drop", 2, *digits, *out), "one point"),
-        (("prune", trained, "--macs", 0.5, "--epochs", 2, *out), "slimrank finetune"),
-        (("prune", trained, "--macs", 0.5, "--timed", "--providers", "cuda", *out), "CPU provider only"),
-        (("prune", trained, "--macs", 0.5, "--recalibrate", *out), "need images"),
-        (("sensitivity", trained, *digits, "--ranker", "l2", "-o", tmp_path / "s.json"), "no ranker 'l2'"),
-        (("compress", trained, *digits, "--steps", 0, "-o", tmp_path / "c"), "--steps"),
-        (("compress", trained, "--steps", 2, "-o", tmp_path / "c"), "need images"),
-        (("compress", trained, *digits, "--steps", 2, "--max-drop", 0.1, "-o", tmp_path / "c"), "one-shot"),
-        (("finetune", trained, *digits, "--label-smoothing", 1, *out), "--label-smoothing"),
-        (("finetune", trained, *digits, "--precision", "fp8", *out), "no precision"),
-        (("prune", trained, "--macs", 0.001, *out), "out of reach"),
-        (("prune", trained, "--macs", 0.5, "--scores", tmp_path / "none.json", *out), "cannot read"),
-        (("specialize", trained, *digits, "--k2", 26, *out), "25 features"),
-        (("specialize", trained, *digits, "--layout", "tile", *out), "no layout"),
-        (("specialize", trained, *digits, "--select", "best", *out), "--select"),
-        (("specialize", trained, *digits, "--fit", "magic", *out), "--fit"),
-        (("specialize", trained, *digits, "--layer", "conv1", *out), "does not give the classes"),
-        (("specialize", trained, *digits, "--rescore", 11, *out), "10 classes"),
-        (("specialize", trained, *digits, "--layout", "tiled", "--tile", 4, *out), "25 features"),
-        (("specialize", trained, *digits, "--layout", "gather", "--groups", 2, *out), "has none"),
-        (("specialize", trained, *digits, "--rescore", "auto", "--agreement", 2, *out), "--agreement"),
-        (("specialize", trained, *digits, "--agreement", 0.9, *out), "--rescore auto"),
-        (("specialize", trained, *digits, "--layout", "tiled", "--groups", 4, "--probe", 5, *out), "4 groups"),
-        (
-            ("specialize", trained, *digits, "--layout", "tiled", "--groups", 5, "--probe", 1, "--rescore", 3, *out),
-            "probe more",
-        ),
-        (("specialize", trained, *digits, "--layout", "gather", "--probe", 2, *out), "--probe"),
-        (("specialize", trained, *digits, "--layout", "tiled", "--adjacent", "--probe", 2, *out), "--adjacent"),
-        (("specialize", trained, *digits, "--probe", "auto", *out), "--layout tiled"),
-        (("specialize", trained, *digits, "--layout", "int8", "--k2", 5, *out), "keeps every feature"),
-        (("specialize", trained, *digits, "--probe", 50, *out), "3 groups"),
-        (("bench-head", "--layout", "two-level", "--probe", 0), "at least 1"),
-        (("bench-head", "--layout", "tiled", "--probe", 4), "two-level"),
-        (("specialize", trained, *digits, "--layout", "gather", "--max-drop", 0.1, *out), "--k2 auto"),
-        (("prune", trained, "--ratio", 0.5, "--batch", 4, *out), "--latency and --timed"),
-        (("specialize", trained, *digits, "--select", "histogram", "--k1", "coverage:2", *out), "coverage"),
-        (("specialize", trained, *digits, "--fit", "refit", "--sweep", "3,99", *out), "--sweep"),
-        (("specialize", trained, *digits, "--layout", "tiled", "--tile", 5, *out), "power of two"),
-        (("specialize", trained, *digits, "--layout", "tiled", "--select", "omp", *out), "co-clustering"),
-        (("specialize", trained, *digits, "--k1", 5, *out), "counts votes"),
-        (("specialize", trained, *digits, "--layout", "dense", "--rescore", 3, *out), "leave it out"),
-        (("specialize", trained, *digits, "--layout", "gather", "--batch", "0", *out), "--batch"),
-        (("specialize", trained, *digits, "--threads", "1,2", *out), "one thread count"),
-        (("specialize", trained, *digits, "--groups", 11, *out), "10 classes"),
-        (("bench-head", "--rescore", 0, "--layout", "tiled+rescore"), "--rescore"),
-        (("bench-head", "--tile", 0), "power of two"),
-        (("bench-head", "--groups", 1001), "1..1000"),
-        (("finetune", trained, *digits, "--epochs", 0, *out), "--epochs"),
-        (("finetune", trained, *digits, "--lr", 11, *out), "--lr"),
-        (("train", *digits, *out), "--model NAME"),
-        (("train", "--model", "resnet20-cifar", "--model-arg", "depht=3", *digits, *out), "--model-arg"),
-        (("export", trained, "-o", "/proc/nowhere/m.onnx"), "cannot write"),
-        (("export", trained, "-o", trained), "must end in .onnx"),
-        (("prune", trained, "--macs", 0.5, "-o", tmp_path / "x.pt"), "must end in .safetensors"),
-        (("prune", trained, "--macs", 0.5, "-o", trained), "is the file that is read"),
-        (("rank", trained, "--ranker", "l1", "-o", tmp_path / "r.svg"), "must end in .json"),
-        (("inspect", tmp_path / "foreign.pt", "--model", "lenet5", "--size", 100_000), "--size"),
-        (("inspect", tmp_path / "foreign.pt", "--model", "lenet5", "--size", 0), "--size"),
-        (("inspect", tmp_path / "foreign.pt", "--model", "vit_b_16"), "transformer"),
-        (("inspect", onnx), "is an ONNX file"),
-        (("inspect", tmp_path), "is a folder"),
-        (("bench", trained), "is a checkpoint"),
-        (("bench", onnx, "--seconds", -1), "--seconds"),
-        (("bench-head", "--features", 0), "--features"),
-        (("compress", trained, "--batch", "0", "-o", tmp_path / "c"), "--batch"),
-        (("compress", trained, "--providers", "tpu", "-o", tmp_path / "c"), "no provider"),
-        (("compress", trained, "--ranker", "influential", "-o", tmp_path / "c"), "needs images"),
-        (("compress", trained, "--macs", 0.001, "-o", tmp_path / "c"), "out of reach"),
-        (("compress", trained, "--macs", 0.5, "--ratio", 0.5, "-o", tmp_path / "c"), "one budget"),
-        (("compress", trained, *digits, "--k2", 99, "-o", tmp_path / "c"), "25 features"),
-        (("compress", trained, *digits, "--epochs", -1, "-o", tmp_path / "c"), "--epochs"),
-        (("compress", trained, *digits, "--head", "tilde", "-o", tmp_path / "c"), "no head"),
-        (("bench", onnx, "--providers", "cuda"), "onnxruntime-gpu"),
-        (("bench", onnx, "--batch", "0"), "--batch"),
-        (("bench", tmp_path / "foreign.pt"), "cannot load"),
-        (("bench-head", "--features", 4, "--k", 9), "--k"),
-        (("evaluate", trained, *digits, "--device", "cuda"), "no CUDA device"),
-        (("evaluate", trained, *digits, "--device", "tpu"), "no device"),
-    ]
-    if torch.cuda.is_available():
-        cases = [c for c in cases if "cuda" not in c[0]]
-    for words, match in cases:
-        assert match in fails(capsys, *words), words
-    assert not (tmp_path / "out.safetensors").exists()
-    assert not (tmp_path / "c").exists()
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
-    for words in ((), ("compres",), ("prune", trained), ("bench", onnx, "--batch", "one"), ("rank", trained, "-o", "x")):
-        fails(capsys, *words, status=2)
-
-
-def test_data_that_does_not_match(capsys, tmp_path, trained):
-    for name in ("cat", "dog"):
-        for split in ("train", "test"):
-            (tmp_path / "two" / split / name).mkdir(parents=True)
-            Image.new("L", (28, 28)).save(tmp_path / "two" / split / name / "0.png")
-    assert "10 classes" in fails(capsys, "evaluate", trained, "--data", f"folder:{tmp_path}/two")
-    for i in range(10):
-        for split in ("train", "test"):
-            (tmp_path / "ten" / split / f"class{i}").mkdir(parents=True)
-            Image.new("L", (28, 28)).save(tmp_path / "ten" / split / f"class{i}" / "0.png")
-    assert "class names differ" in fails(capsys, "evaluate", trained, "--data", f"folder:{tmp_path}/ten")
-    onnx = tmp_path / "m.onnx"
-    assert main(["export", str(trained), "-o", str(onnx)]) == 0
-    capsys.readouterr()
-    assert "other classes" in fails(capsys, "evaluate", onnx, "--data", f"folder:{tmp_path}/ten")
 
 
 def test_python_cli_py_works_as_well(tmp_path):
