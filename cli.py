@@ -158,8 +158,9 @@ def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     given = checkpoint(args)
     data = opener(args)(given.preprocessing)
     swept = sweep(given, data, args.sweep, fit=options.fit, layer=options.layer) if args.sweep else None
-    made, result = specialize(given, data, options)
-    save(made, args.out)
+    made = specialize(given, data, options)
+    result = made.result
+    save(made.checkpoint, args.out)
     found, told = result.to_dict(), f"{result}\nwritten: {args.out}"
     if swept is not None:
         found, told = {**found, "sweep": swept.to_dict()}, f"{told}, {swept.save(args.out.with_suffix('.svg'))}\n{swept}"
@@ -200,14 +201,16 @@ def bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def bench_head(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """latency of the final layer alone: dense against class-specific subspaces"""
-    from slimrank.compress.head import timing as head_latency
+    from slimrank.compress.head.bench import bench_final_layer
+    from slimrank.compress.head.options import FinalLayerOptions
 
-    found = head_latency.bench(
-        checkpoint(args) if args.checkpoint else None, args.features, args.classes, args.k, args.layout,
-        groups=args.groups, tile=args.tile, rescore=args.rescore, probe=args.probe,
-        batches=args.batch, threads=args.threads, providers=args.providers, seed=args.seed,
+    options = FinalLayerOptions(
+        features=args.features, classes=args.classes, k=args.k, layout=tuple(args.layout), groups=args.groups, tile=args.tile,
+        rescore=args.rescore, probe=args.probe,
+        batch=tuple(args.batch), threads=tuple(args.threads), providers=tuple(args.providers),
     )  # fmt: skip
-    return found, found.pop("table")
+    found = bench_final_layer(checkpoint(args) if args.checkpoint else None, options, seed=args.seed)
+    return found.to_dict(), str(found)
 
 
 def compress(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -22,10 +22,10 @@ from slimrank.compress.channels.features import Moments, Votes, cached, classifi
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.head.cluster import Subspaces, cocluster, fold
 from slimrank.compress.head.fit import assemble, decisions, refitted, top1, trained, truncated
+from slimrank.compress.head.install import with_head
+from slimrank.compress.head.low_rank import low_rank
 from slimrank.compress.head.options import SELECTS, VOTING
 from slimrank.compress.head.select import centred, choose, saliency
-from slimrank.compress.head.specialize import with_head
-from slimrank.compress.head.timing import low_rank
 from slimrank.compress.head.two_level import confusable, mean_scores, probe_recall, trained_scores
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.training.loop import train

@@ -19,7 +19,9 @@ import torch
 from rows import OutOfTime, Rows
 from torch import nn
 
-from slimrank.compress.head.timing import LowRank, candidates, fastest_first, shape, time_heads, two_level_groups
+from slimrank.compress.head.classifier import two_level_groups
+from slimrank.compress.head.low_rank import LowRank
+from slimrank.compress.head.timing import candidates, fastest_first, random_head, time_heads
 from slimrank.evaluate.latency import machine
 from slimrank.evaluate.macs import count
 
@@ -40,7 +42,7 @@ def heads(m: int, c: int, auto: nn.Module) -> dict[str, Callable[[], nn.Module]]
     again = min(8, c)
     made: dict[str, Callable[[], nn.Module]] = {
         "linear": lambda: nn.Linear(m, c),
-        **({"gather 1/8": lambda: shape(m, c, m // 8, "gather")} if c * m // 8 <= 300_000 else {}),
+        **({"gather 1/8": lambda: random_head(m, c, m // 8, "gather")} if c * m // 8 <= 300_000 else {}),
         "svd 1/8": lambda: low(m, c, m * c // 8),
         "svd 1/16 +8": lambda: low(m, c, m * c // 16, again),
     }
@@ -48,23 +50,23 @@ def heads(m: int, c: int, auto: nn.Module) -> dict[str, Callable[[], nn.Module]]
         k = max(1, m // share)
         t = min(16, k)
         for order, ordered in (("", True), (" adjacent", False)):
-            words = {"groups": few, "tile": t, "ordered": ordered}
-            made[f"tiled 1/{share}{order}"] = lambda k=k, w=words: shape(m, c, k, "tiled", **w)
+            words = {"class_groups": few, "tile": t, "ordered": ordered}
+            made[f"tiled 1/{share}{order}"] = lambda k=k, w=words: random_head(m, c, k, "tiled", **w)
             if share == 16:
-                made[f"tiled 1/16 +8{order}"] = lambda k=k, w=words: shape(m, c, k, "tiled", rescore=again, **w)
+                made[f"tiled 1/16 +8{order}"] = lambda k=k, w=words: random_head(m, c, k, "tiled", rescore=again, **w)
     if c >= 1000:
         many, k = two_level_groups(c), max(1, m // 16)
-        words = {"groups": many, "tile": min(16, k), "probe": min(8, many // 4)}
-        made["two-level 1/16"] = lambda w=words: shape(m, c, k, "tiled", **w)
-        made["two-level 1/16 +8"] = lambda w=words: shape(m, c, k, "tiled", rescore=again, **w)
+        words = {"class_groups": many, "tile": min(16, k), "probe": min(8, many // 4)}
+        made["two-level 1/16"] = lambda w=words: random_head(m, c, k, "tiled", **w)
+        made["two-level 1/16 +8"] = lambda w=words: random_head(m, c, k, "tiled", rescore=again, **w)
     return {**made, "auto": lambda: auto}
 
 
 def measure(m: int, c: int, threads: int) -> dict:
     k = max(1, m // 8)
-    found, _, told = fastest_first(candidates(m, c, k, min(16, k)), m, c, BATCHES, threads, "cpu")
+    race = fastest_first(candidates(m, c, k, min(16, k)), m, c, BATCHES, threads, "cpu")
     shapes = {one.name: head for one, head in candidates(m, c, k, min(16, k)).items()}
-    auto = shapes[found[0].name] if found else nn.Linear(m, c)
+    auto = shapes[race.faster[0].name] if race.faster else nn.Linear(m, c)
     kinds, rows = heads(m, c, auto), {}
     rivals = [name for name in kinds if name.startswith(("linear", "gather", "svd"))]
     mine = [name for name in kinds if name not in rivals]
@@ -84,7 +86,7 @@ def measure(m: int, c: int, threads: int) -> dict:
                 "speedup": [round(speedups.get((name, b), 1.0), 2) for b in BATCHES],
                 "bytes": sized[name], "macs": m * c if name == "int8" else count(made[name], (m,)).macs,
             }  # fmt: skip
-    return {"auto": found[0].name if found else told, "batches": BATCHES, "heads": rows}
+    return {"auto": race.faster[0].name if race.faster else race.note, "batches": BATCHES, "heads": rows}
 
 
 def main() -> None:

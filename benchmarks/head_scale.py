@@ -19,8 +19,8 @@ from rows import Rows
 from slimrank.compress.channels.features import Cached, Moments
 from slimrank.compress.head.cluster import cocluster, dealt
 from slimrank.compress.head.fit import assemble, refitted
+from slimrank.compress.head.low_rank import low_rank
 from slimrank.compress.head.select import centred, saliency
-from slimrank.compress.head.timing import low_rank
 from slimrank.compress.head.two_level import confusable, probe_recall, trained_scores
 from slimrank.evaluate.latency import Runner, machine
 from slimrank.export.to_onnx import export

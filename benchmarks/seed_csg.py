@@ -22,7 +22,7 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.explain.classes import overlap
 from slimrank.compress.head.cluster import Subspaces
 from slimrank.compress.head.fit import assemble, truncated
-from slimrank.compress.head.specialize import with_head
+from slimrank.compress.head.install import with_head
 from slimrank.compress.network.checkpoint import load, save
 from slimrank.compress.training import gates
 from slimrank.compress.training.loop import train

@@ -46,7 +46,7 @@ def main() -> None:
         given = load(path, name=name)
         data = open_data(spec, given.preprocessing, validation="test:0.2" if k == 5 else "train:0.01", limit=args.limit)
         options = HeadOptions(select="histogram", fit="truncate", layout="dense", k1=k, k2=k)
-        _, found = specialize(given, data, options)
+        found = specialize(given, data, options).result
         return {"dense": found.top1_dense, "decomposed": found.top1_head, "r_A": found.ratio, "n": found.n, "k": k}
 
     try:

@@ -50,9 +50,8 @@ def main() -> None:
     def retrained(specialised: bool) -> dict:
         model = given.model
         if specialised:
-            model = specialize(given, data, HeadOptions(select="histogram", fit="truncate", layout="dense", k1=5, k2=5))[
-                0
-            ].model
+            options = HeadOptions(select="histogram", fit="truncate", layout="dense", k1=5, k2=5)
+            model = specialize(given, data, options).checkpoint.model
         before = top1(model)
         made, training = train(model, data.train, data.validation, Recipe(1, 0.01))
         return {"before": before, "after": top1(made), "seconds": round(training.seconds)}

@@ -75,7 +75,7 @@ class Options:
         return HeadOptions(
             select=self.select, fit=self.fit, layout="auto" if self.head == "linear" else self.head, k1=self.k1, k2=self.k2,
             rescore=self.rescore, batch=self.batch, threads=self.threads[:1], providers=self.providers[:1], seed=self.seed,
-            only_faster=self.head == "auto", rival=False,
+            only_faster=self.head == "auto", report=True, rival=False,
         )  # fmt: skip
 
     def check(self) -> None:

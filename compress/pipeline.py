@@ -25,7 +25,6 @@ from ..export.to_onnx import export, size
 from ..files import read_json, ready, write_json, write_text
 from .channels.groups import ChannelMap, stays
 from .channels.tracing import channel_map
-from .head.result import NotFaster
 from .head.specialize import specialize
 from .network.checkpoint import SEEN, Checkpoint, load, save
 from .network.layout_names import INT8
@@ -323,21 +322,15 @@ class Run:
         left = getattr(head, "in_features", 0)  # pruning may have left fewer features than k1 or k2
         k1 = min(o.k1, left) if isinstance(o.k1, int) else o.k1
         k2 = min(o.k2, left) if isinstance(o.k2, int) else o.k2
-        asked, judge, why = replace(o.subspaces, k1=k1, k2=k2), self.data.split("validation"), ""
-        # what the report shows where no subspaces are taken: which features each class lives on
-        cheap = replace(asked, layout="dense", fit="refit", rescore=0, only_faster=False)
-        try:
-            made, result = specialize(tuned, self.data, asked, judge=judge)
-        except NotFaster as told:
-            made, result, why = tuned, specialize(tuned, self.data, cheap, judge=judge)[1], str(told)
-        taken, kind = f"{result.layout}; {result.note or 'asked for'}", result.layout
-        if why:
-            taken, kind = f"dense classifier kept: {why}", "linear"
+        asked, judge = replace(o.subspaces, k1=k1, k2=k2), self.data.split("validation")
+        made = specialize(tuned, self.data, asked, judge=judge)
+        taken, kind = f"{made.result.layout}; {made.result.note or 'asked for'}", made.result.layout
+        if made.kept_dense_because:
+            taken, kind = f"dense classifier kept: {made.kept_dense_because}", "linear"
         elif kind == INT8:
-            taken = f"{taken}, {result.ratio:.1%} of its top-1"
-            result = specialize(tuned, self.data, cheap, judge=judge)[1]
-        result = replace(result, indices=self.original(result.indices))
-        save(made, self.out / "slim.safetensors")
+            taken = f"{taken}, {made.result.ratio:.1%} of its top-1"
+        result = replace(made.report, indices=self.original(made.report.indices))
+        save(made.checkpoint, self.out / "slim.safetensors")
         shown = f"{result.ratio:.1%} of its top-1 on validation"
         says = f"{result.k2} of {result.features} features a class, {shown}; {taken}"
         return {"head": kind, "result": result.to_dict(), "says": says}

@@ -1,20 +1,19 @@
 """ONNX files: parity, metadata, one file, dynamic batch; latency bookkeeping."""
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 
-from slimrank.compress.head import timing as head_latency
-from slimrank.compress.head.specialize import with_head
-from slimrank.compress.head.timing import Timed, bench, low_rank, shape
+from slimrank.compress.head.install import with_head
+from slimrank.compress.head.low_rank import low_rank
+from slimrank.compress.head.timing import random_head
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.stages.evaluation import compared, onnx_metadata
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
-from slimrank.evaluate.latency import PROVIDERS, Comparison, Runner, compare, interleaved
+from slimrank.evaluate.latency import PROVIDERS, Runner, compare, interleaved
 from slimrank.export import to_onnx
 from slimrank.export.parity import parity
 from slimrank.export.quantize import quantized
@@ -53,7 +52,7 @@ def test_pruned_networks_agree_with_their_onnx_file(tmp_path, name, size, head):
 def test_each_layout_in_onnx_runtime(tmp_path, layout):
     kinds = ((0, False, 0), (4, True, 0), *([(0, True, 3), (4, False, 2)] if layout == "tiled" else []))
     for number, (rescore, reorder, probe) in enumerate(kinds):
-        head = shape(96, 30, 16, layout, groups=5, tile=4, reorder=reorder, rescore=rescore, probe=probe)
+        head = random_head(96, 30, 16, layout, class_groups=5, tile=4, reorder=reorder, rescore=rescore, probe=probe)
         path = export(head, torch.zeros(1, 96), tmp_path / f"{number}.onnx", {})
         x = torch.randn(9, 96)
         torch.testing.assert_close(Runner(path)(x), head(x).detach(), rtol=1e-5, atol=1e-5)
@@ -63,7 +62,7 @@ def test_each_layout_in_onnx_runtime(tmp_path, layout):
 def test_int8_rounds_as_onnx_runtime_does(tmp_path):
     """Given the same features; behind a network, features that differ in the last bit may be rounded to the next level."""
     for kind, x in (("relu", torch.randn(9, 96).relu()), ("signed", torch.randn(9, 96)), ("zero", torch.zeros(2, 96))):
-        head = shape(96, 30, 96, "int8", groups=1)
+        head = random_head(96, 30, 96, "int8", class_groups=1)
         ours = head(x).detach()
         path = export(head, torch.zeros(1, 96), tmp_path / f"{kind}.onnx", {})
         torch.testing.assert_close(Runner(path)(x), ours, rtol=1e-5, atol=1e-5)
@@ -172,39 +171,3 @@ def test_comparison_has_every_setting(tmp_path):
     assert len(found.speedups) == 4
     assert all(r.p10_ms <= r.median_ms <= r.p90_ms and r.runs >= 15 for r in found.results)
     assert {"onnxruntime", "processor", "cores"} <= set(found.machine)
-
-
-def test_the_fastest_comes_first_and_what_is_slower_anywhere_never(monkeypatch):
-    def timed(heads, *_):
-        rows = {"a": (3.0, 1.1), "b": (9.0, 0.5), "c": (2.0, 2.0), "d": (1.0, 1.0)}
-        return Comparison([], [{"model": k, "speedup": s} for k in heads if k in rows for s in rows[k]], {}), {}
-
-    monkeypatch.setattr(head_latency, "time_heads", timed)
-    shapes = {Timed(k, "tiled", 2, False): torch.nn.Identity() for k in "abcd"}
-    found, _, told = head_latency.fastest_first(shapes, 8, 4, [1], 1, "cpu")
-    assert [one.name for one in found] == ["c", "a"]
-    assert not told
-    found, _, told = head_latency.fastest_first(dict(list(shapes.items())[3:]), 8, 4, [1], 1, "cpu")
-    assert not found
-    assert "no layout beats" in told
-
-
-def test_bench_head_rows():
-    words = {"batches": [1], "threads": [1], "providers": ["cpu"], "seconds": 0.01}
-    found = bench(None, 64, 10, 8, ["gather", "tiled", "tiled+rescore", "int8", "svd+rescore", "two-level"], **words)
-    assert [r["layout"] for r in found["results"]] == [
-        "linear", "gather", "tiled", "tiled, adjacent", "tiled+rescore", "tiled+rescore, adjacent", "svd+rescore",
-        "two-level", "int8",
-    ]  # fmt: skip
-    assert all(np.isfinite(r["median_us"]) for r in found["results"])
-    macs = {r["layout"]: r["macs"] for r in found["results"]}
-    assert (macs["linear"], macs["tiled"], macs["tiled+rescore"]) == (640, 80, 80 + 8 * 64)
-    for words_, told in (
-        ({"k": 65}, "`k`"),
-        ({"layout": ["gathr"]}, "no layout"),
-        ({"groups": 11, "layout": ["tiled"]}, "`groups`"),
-        ({"groups": 2, "layout": ["two-level"], "probe": 3}, "probe"),
-    ):
-        asked = {"k": 8, "layout": ["gather"], **words, **words_}
-        with pytest.raises(SlimrankError, match=told):
-            bench(None, 64, 10, **asked)

@@ -11,9 +11,9 @@ from slimrank.compress.channels.features import Cached, Coverage, Moments, Votes
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.head.cluster import Subspaces, assigned, cocluster, fold
 from slimrank.compress.head.fit import assemble, refitted, top1, trained, truncated
+from slimrank.compress.head.install import with_head
 from slimrank.compress.head.options import SELECTS
 from slimrank.compress.head.select import centred, choose, pursuit, saliency
-from slimrank.compress.head.specialize import with_head
 from slimrank.compress.head.two_level import confusable, mean_scores, trained_scores
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load

@@ -16,7 +16,7 @@ from .select import CHUNK
 
 EXACT = 1024  # items that are assigned to bins at the optimum; more go greedily
 SAMPLE = 4096  # classes that the tiles are found on
-ROUNDS = 30
+CLUSTER_ROUNDS = 30
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def cocluster(
     tiles = torch.full((m // tile,), tile)
     place = dealt(ward(wanted.sqrt().T), tiles)
     taken, best = _best(wanted, place, len(tiles), k // tile), -1.0
-    for _ in range(ROUNDS):
+    for _ in range(CLUSTER_ROUNDS):
         kept = float((wanted * taken[:, place]).sum())
         if kept <= best * (1 + 1e-6):
             break
@@ -148,14 +148,14 @@ def fold(model: nn.Module, channels: ChannelMap, layer: str, example: Tensor, or
             continue
         tensor = tensors[name]
         for axis, labels in axes.items():
-            source = _moved(labels, moved)
+            source = _sources(labels, moved)
             if source is None:
                 return None
             tensor = tensor.detach().index_select(axis, source.to(tensor.device))
         replace_tensor(made, name, tensor)
     for name, module in made.named_modules():
         if hasattr(module, "permute_channels") and name in channels.reads:
-            sides = _moved(channels.reads[name], moved), _moved(channels.writes[name], moved)
+            sides = _sources(channels.reads[name], moved), _sources(channels.writes[name], moved)
             if sides[0] is None or sides[1] is None:
                 return None
             module.permute_channels(*sides)
@@ -166,7 +166,7 @@ def fold(model: nn.Module, channels: ChannelMap, layer: str, example: Tensor, or
     return made if bool((old - new).abs().max() <= 1e-3 * old.abs().max()) else None
 
 
-def _moved(labels: Tensor, moved: Tensor) -> Tensor | None:
+def _sources(labels: Tensor, moved: Tensor) -> Tensor | None:
     """For each channel the one that takes its place; None where a unit stands more than once and another does not."""
     places: dict[int, list[int]] = {}
     for i, unit in enumerate(labels.tolist()):

@@ -20,7 +20,7 @@ from .cluster import Subspaces
 from .select import CHUNK
 
 Head = TypeVar("Head", bound=torch.nn.Module)
-SHARES = (1.0, 0.5, 0.0)  # of the loss that is distillation; the rest is cross-entropy
+DISTILLED_SHARES = (1.0, 0.5, 0.0)  # of the loss that is distillation; the rest is cross-entropy
 
 
 def truncated(weight: Tensor, bias: Tensor, spaces: Subspaces) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,7 @@ def trained(
     began = time.perf_counter()
     before = best = top1(head, judge)
     kept, share_kept = head, None
-    for share in SHARES:
+    for share in DISTILLED_SHARES:
         made = copy.deepcopy(head)
 
         def loss(x: Tensor, labels: Tensor, made: Head = made, share: float = share) -> Tensor:

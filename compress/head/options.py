@@ -13,6 +13,9 @@ VOTING = ("histogram", "weights+histogram")
 FITS = ("truncate", "refit", "train")
 HEAD_LAYOUTS = ("auto", *LAYOUTS, INT8)
 WITHOUT_TILES = ("dense", "gather", INT8)
+FINAL_LAYERS = (
+    "int8", "svd", "svd+rescore", "dense", "gather", "tiled", "tiled+rescore", "two-level", "two-level+rescore",
+)  # fmt: skip
 AGREEMENT, DROP = 0.99, 0.01
 
 
@@ -63,6 +66,7 @@ class HeadOptions:
     layer: str | None = option(None, "the classifier, to be sure which it is")
     seed: int = option(0, "of splits, random scores and training (default 0)")
     only_faster: bool = False  # the dense layer stays where no head is faster and accurate enough
+    report: bool = False  # also fit subspaces that show what each class lives on, where the head itself has none (int8)
     rival: bool = True  # train the dense layer beside a trained head
 
     @property
@@ -147,6 +151,26 @@ class HeadOptions:
             )
         if self.layout in WITHOUT_TILES and (self.groups or self.tile or self.adjacent):
             raise SlimrankError(f"`groups`, `tile` and `adjacent` shape tiles; `layout` {self.layout} has none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalLayerOptions:
+    """What `bench-head` times; `features` and `classes` are the checkpoint's where one is given."""
+
+    batch: tuple[int, ...] = option((1, 8, 32), "batch sizes (default {default})")
+    threads: tuple[int, ...] = option((1,), "thread counts, comma-separated")
+    providers: tuple[str, ...] = option(("cpu",), "cpu, cuda", flag=("--providers", "--provider"))
+    features: int = option(2048, "without a checkpoint (default {default})")
+    classes: int = option(1000, "without a checkpoint (default {default})")
+    k: int | None = option(None, "features a class keeps (default: a sixteenth)")
+    groups: int | None = option(None, "tiled: groups of classes (default 4)")
+    tile: int | None = option(None, "tiled: adjacent features that go together, a power of two (default: up to 16)")
+    rescore: int = option(8, "classes recomputed densely, for ...+rescore (default {default})")
+    probe: int | None = option(None, "two-level: groups of classes that are computed (default: up to 8)")
+    layout: tuple[str, ...] = option(
+        ("gather", "tiled", "tiled+rescore"),
+        "comma-separated: gather, tiled, tiled+rescore (default); two-level[+rescore], dense, int8, svd[+rescore]",
+    )
 
 
 def check_select(select: str) -> None:

@@ -3,14 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...errors import SlimrankError
 from ...evaluate.latency import Comparison
 from ..network.layout_names import INT8
 from .fit import Trained
-
-
-class NotFaster(SlimrankError):
-    """No layout beats the dense layer by the clock within the accuracy asked for; the message says what was tried."""
 
 
 @dataclass(frozen=True)

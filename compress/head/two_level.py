@@ -18,7 +18,7 @@ from .cluster import SAMPLE, assigned, dealt, ward
 from .fit import fit_adam
 from .select import CHUNK
 
-ROUNDS = 20
+KMEANS_ROUNDS = 20
 
 
 def confusable(weight: Tensor, covariance: Tensor, groups: int, seed: int = 0) -> Tensor:
@@ -33,7 +33,7 @@ def confusable(weight: Tensor, covariance: Tensor, groups: int, seed: int = 0) -
         part = rows[chosen[: max(SAMPLE, 4 * groups)].sort().values]
     room = torch.tensor(sizes(len(part), groups))
     group = dealt(ward(part), room)
-    for _ in range(ROUNDS):
+    for _ in range(KMEANS_ROUNDS):
         again = assigned(_nearness(part, _centres(part, group, room)), room)
         if bool((again == group).all()):
             break
