@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..network.subspace import rescored
+from ..network.layouts import rescored
 
 
 class LowRank(nn.Module):
