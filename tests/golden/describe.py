@@ -2,7 +2,9 @@
 
 import argparse
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import TypedDict
 
 from slimrank.arguments import parser
 from slimrank.cli import VERBS
@@ -10,17 +12,23 @@ from slimrank.cli import VERBS
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
+class Verb(TypedDict):
+    help: str | None
+    description: str | None
+    arguments: dict[str, dict[str, Json]]
+
+
 def verbs() -> list[str]:
     return list(_parsers())
 
 
-def describe(verb: str) -> dict[str, Json]:
+def describe(verb: str) -> Verb:
     """One verb: its help line, and for every argument what `--help` shows and what a script may rely on.
 
     An argument is named by its first option string, or by its destination where it is positional.
     """
     helps, parsers = _helps(), _parsers()
-    arguments: dict[str, Json] = {}
+    arguments: dict[str, dict[str, Json]] = {}
     for action in parsers[verb]._actions:
         if not isinstance(action, argparse._HelpAction):
             arguments[action.option_strings[0] if action.option_strings else action.dest] = _argument(action)
@@ -51,6 +59,7 @@ def _json(value: object) -> Json:
     raise TypeError(f"a default of type {type(value).__name__} cannot stand in the record")
 
 
+@cache
 def _subparsers() -> "argparse._SubParsersAction[argparse.ArgumentParser]":
     return next(a for a in parser(VERBS)._actions if isinstance(a, argparse._SubParsersAction))
 

@@ -44,7 +44,8 @@ def right_images(model: str) -> int:
     if outcome.status:
         raise AssertionError(outcome.stderr)
     result = json.loads(outcome.stdout)
-    return round(result["top1"] * result["n"])
+    right: int = round(result["top1"] * result["n"])
+    return right
 
 
 def text_of(command: str) -> dict[str, Any]:
