@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from slimrank.compress.channels.tracing import channel_map
@@ -113,12 +114,17 @@ class Code:
         return os.system, ("touch executed",)
 
 
-def test_code_is_not_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("nested", [False, True])
+def test_code_is_not_run(tmp_path, monkeypatch, nested):
     monkeypatch.chdir(tmp_path)
-    for value in (Code(), {"state_dict": {"a": torch.zeros(1)}, "optimizer": Code()}):
-        torch.save(value, "evil.pt")
-        with pytest.raises(SlimrankError, match="would run code"):
-            load("evil.pt", name="lenet5")
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "optimizer": Code()} if nested else Code(), "evil.pt")
+    with pytest.raises(SlimrankError, match="would run code"):
+        load("evil.pt", name="lenet5")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_code_in_a_bare_pickle_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Code()))
     with pytest.raises(SlimrankError):
         load("raw.pt", name="lenet5")
@@ -133,39 +139,64 @@ def test_a_pickled_module_only_when_trusted(tmp_path):
     assert load(tmp_path / "whole.pt", name="lenet5", trust_pickle=True).outputs() == 10
 
 
-def test_damaged_and_odd_files(tmp_path):
-    save(pruned("lenet5", size=28), tmp_path / "ok.safetensors")
-    whole = (tmp_path / "ok.safetensors").read_bytes()
+@pytest.fixture(scope="module")
+def slim(tmp_path_factory):
+    """A slim lenet5."""
+    path = tmp_path_factory.mktemp("slim") / "ok.safetensors"
+    save(pruned("lenet5", size=28), path)
+    return path
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """Somebody's lenet5."""
     torch.save(zoo.build("lenet5").state_dict(), tmp_path / "ok.pt")
-    pt = (tmp_path / "ok.pt").read_bytes()
-    cases = {
-        "cut.safetensors": (whole[: len(whole) // 2], "damaged"),
-        "empty.safetensors": (b"", "damaged"),
-        "cut.pt": (pt[: len(pt) // 2], "damaged"),
-        "empty.pt": (b"", "damaged"),
-        "text.pt": (b"hello, this is no checkpoint", "damaged"),
-    }
-    for name, (content, match) in cases.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(SlimrankError, match=match):
-            load(tmp_path / name, name="lenet5")
+    return tmp_path / "ok.pt"
+
+
+@pytest.mark.parametrize("what", ["cut", "empty", "text"])
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_damaged_files(tmp_path, slim, foreign, kind, what):
+    whole = (slim if kind == "safetensors" else foreign).read_bytes()
+    content = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello, this is no checkpoint"}[what]
+    (tmp_path / f"bad.{kind}").write_bytes(content)
+    with pytest.raises(SlimrankError, match="damaged"):
+        load(tmp_path / f"bad.{kind}", name="lenet5")
+
+
+def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(SlimrankError, match="no checkpoint at"):
         load(tmp_path / "missing.pt")
+
+
+def test_a_file_without_weights(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "stateless.pt")
     with pytest.raises(SlimrankError, match="no state_dict"):
         load(tmp_path / "stateless.pt", name="lenet5")
-    with pytest.raises(SlimrankError, match="--model NAME"):
-        load(tmp_path / "ok.pt")
-    with pytest.raises(SlimrankError, match="vgg16"):
-        load(tmp_path / "ok.pt", name="vgg16_cifar")
-    with pytest.raises(SlimrankError, match="check --model"):
-        load(tmp_path / "ok.pt", name="resnet18")
-    with pytest.raises(SlimrankError, match="check --model"):
-        load(tmp_path / "ok.pt", name="lenet5", arguments={"widths": [1, 2, 3, 4]})
-    with pytest.raises(SlimrankError, match="--model-arg"):
-        load(tmp_path / "ok.pt", name="lenet5", arguments={"depth": 4})
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({}, "--model NAME"),
+        ({"name": "vgg16_cifar"}, "vgg16"),
+        ({"name": "resnet18"}, "check --model"),
+        ({"name": "lenet5", "arguments": {"widths": [1, 2, 3, 4]}}, "check --model"),
+        ({"name": "lenet5", "arguments": {"depth": 4}}, "--model-arg"),
+    ],
+    ids=["no name", "near name", "other network", "other widths", "unknown argument"],
+)
+def test_options_that_do_not_fit_a_foreign_file(foreign, options, remedy):
+    with pytest.raises(SlimrankError, match=remedy):
+        load(foreign, **options)
+
+
+def test_a_slim_file_needs_no_options(slim):
     with pytest.raises(SlimrankError, match="its own model"):
-        load(tmp_path / "ok.safetensors", size=32)
+        load(slim, size=32)
+
+
+def test_values_that_are_not_finite(tmp_path):
     state = zoo.build("lenet5").state_dict()
     state["conv2.weight"][0, 0, 0, 0] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
@@ -173,25 +204,33 @@ def test_damaged_and_odd_files(tmp_path):
         load(tmp_path / "nan.pt", name="lenet5")
 
 
-def test_hostile_headers(tmp_path):
-    """Header edits: an error in one line, never an import, never a traceback of another kind."""
-    save(pruned("resnet20-cifar", size=32, head=True), tmp_path / "ok.safetensors")
-    tensors = load_file(tmp_path / "ok.safetensors")
-    from safetensors import safe_open
-
-    with safe_open(tmp_path / "ok.safetensors", "pt") as file:
+@pytest.fixture(scope="module")
+def slim_with_head(tmp_path_factory):
+    """Tensors and header of a slim resnet20 with a subspace head."""
+    path = tmp_path_factory.mktemp("head") / "ok.safetensors"
+    save(pruned("resnet20-cifar", size=32, head=True), path)
+    with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["slimrank"])
-    edits = [
+    return load_file(path), header
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
         {"model": "os:system"}, {"model": "subprocess:run"}, {"model": "nothing"}, {"model": 3}, {"format": 99}, {"modules": 5},
         {"modules": {"linear": {"type": "SubspaceLinear", "layout": "dense", "in_features": -1}}},
         {"modules": {"nowhere": {"groups": 2}}}, {"preprocessing": None}, {"preprocessing": {"size": "x"}},
         {"arguments": {"num_classes": "ten"}},
         {"modules": {"layer2.0.shortcut": {"source": [99] * 32, "in_channels": 3}}},
-    ]  # fmt: skip
-    for edit in edits:
-        save_file(tensors, tmp_path / "bad.safetensors", {"slimrank": json.dumps({**header, **edit})})
-        with pytest.raises(SlimrankError):
-            load(tmp_path / "bad.safetensors")
+    ],
+    ids=lambda edit: json.dumps(edit)[:60],
+)  # fmt: skip
+def test_hostile_headers(tmp_path, slim_with_head, edit):
+    """Header edits: an error in one line, never an import, never a traceback of another kind."""
+    tensors, header = slim_with_head
+    save_file(tensors, tmp_path / "bad.safetensors", {"slimrank": json.dumps({**header, **edit})})
+    with pytest.raises(SlimrankError):
+        load(tmp_path / "bad.safetensors")
 
 
 def test_a_users_model_is_named_on_the_command_line(tmp_path):

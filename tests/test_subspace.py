@@ -77,93 +77,101 @@ def example(classes: int = 12, m: int = 32, n: int = 400):
     return x, weight, bias, moments
 
 
-def heads(rescore: int = 0):
-    """Groups of every kind: single classes, uneven groups, tiles, features to be reordered."""
-    x, weight, bias, moments = example()
-    kinds = {
-        "a class alone": Subspaces(choose("omp", weight, moments, None, 8)),
-        "tiles": cocluster(saliency(weight, moments), 3, 4, 8),
-        "uneven groups": cocluster(saliency(weight, moments), 5, 2, 6),
-        "adjacent": cocluster(saliency(weight, moments), 4, 4, 8, adjacent=True),
-        "everything": Subspaces(torch.arange(32).expand(12, 32)),
-    }
-    for name, spaces in kinds.items():
-        made = truncated(weight, bias, spaces)
-        yield (
-            name, x.float(), weight, bias, spaces,
-            {la: assemble(*made, spaces, 32, la, full=(weight, bias), rescore=rescore) for la in LAYOUTS},
-        )  # fmt: skip
+SPACES = {  # groups of every kind: single classes, tiles, uneven groups, features to be reordered, all features
+    "a class alone": lambda weight, moments: Subspaces(choose("omp", weight, moments, None, 8)),
+    "tiles": lambda weight, moments: cocluster(saliency(weight, moments), 3, 4, 8),
+    "uneven groups": lambda weight, moments: cocluster(saliency(weight, moments), 5, 2, 6),
+    "adjacent": lambda weight, moments: cocluster(saliency(weight, moments), 4, 4, 8, adjacent=True),
+    "everything": lambda weight, moments: Subspaces(torch.arange(32).expand(12, 32)),
+}
+every_kind = pytest.mark.parametrize("kind", SPACES)
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
-def test_layouts_are_the_same_layer_and_all_features_the_dense_one():
-    with torch.no_grad():
-        for name, x, weight, bias, _spaces, made in heads():
-            mask = torch.zeros(12, 32).scatter_(1, made["dense"].indices(), 1.0)
-            expected = F.linear(x, weight * mask, bias)
-            for layout, head in made.items():
-                torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-3, msg=f"{name} {layout}")
-                assert head.macs(()) == (384 if layout == "dense" else head.weight.numel())
-            if name == "everything":
-                torch.testing.assert_close(made["tiled"](x), F.linear(x, weight, bias), rtol=1e-4, atol=1e-3)
+def head_of(kind: str, layout: str, rescore: int = 0) -> SubspaceLinear:
+    _x, weight, bias, moments = example()
+    spaces = SPACES[kind](weight, moments)
+    return assemble(*truncated(weight, bias, spaces), spaces, 32, layout, full=(weight, bias), rescore=rescore)
+
+
+@every_kind
+@every_layout
+@torch.no_grad()
+def test_every_layout_is_the_dense_layer_with_zeros(kind, layout):
+    x, weight, bias, _ = example()
+    head = head_of(kind, layout)
+    mask = torch.zeros(12, 32).scatter_(1, head_of(kind, "dense").indices(), 1.0)
+    torch.testing.assert_close(head(x.float()), F.linear(x.float(), weight * mask, bias), rtol=1e-4, atol=1e-3)
+    assert head.macs(()) == (384 if layout == "dense" else head.weight.numel())
+    assert (kind != "everything") or bool(mask.all())
 
 
 def test_tiles_are_found_again_and_groups_share_their_features():
-    *_, made = next(h for h in heads() if h[0] == "tiles")
-    assert made["tiled"].tile == 4
-    rows = made["tiled"].indices()
-    assert len({tuple(row) for row in rows.tolist()}) == 3
-    *_, made = next(h for h in heads() if h[0] == "adjacent")
-    assert made["tiled"].order is None
-    assert len({tuple(row) for row in made["tiled"].indices()[:3].tolist()}) == 1
+    head = head_of("tiles", "tiled")
+    assert head.tile == 4
+    assert len({tuple(row) for row in head.indices().tolist()}) == 3
 
 
-def test_rescoring_every_class_is_the_dense_layer_and_some_are_the_shortlist():
-    with torch.no_grad():
-        for name, x, weight, bias, _spaces, made in heads(rescore=12):
-            for layout, head in made.items():
-                torch.testing.assert_close(head(x), F.linear(x, weight, bias), rtol=1e-4, atol=1e-3, msg=f"{name} {layout}")
-        plain = {name: made for name, *_, made in heads()}
-        for name, x, weight, bias, _spaces, made in heads(rescore=3):
-            before, exact = plain[name]["tiled"](x), F.linear(x, weight, bias)
-            expected = before.scatter(1, (best := before.topk(3, 1).indices), exact.gather(1, best))
-            torch.testing.assert_close(made["tiled"](x), expected, rtol=1e-4, atol=1e-3)
-            assert made["tiled"].macs(()) == made["tiled"].weight.numel() + 3 * 32
+def test_adjacent_classes_stay_in_their_order():
+    head = head_of("adjacent", "tiled")
+    assert head.order is None
+    assert len({tuple(row) for row in head.indices()[:3].tolist()}) == 1
 
 
-def test_two_levels_compute_the_best_groups_only():
+@every_kind
+@every_layout
+@torch.no_grad()
+def test_rescoring_every_class_is_the_dense_layer(kind, layout):
+    x, weight, bias, _ = example()
+    head = head_of(kind, layout, rescore=12)
+    torch.testing.assert_close(head(x.float()), F.linear(x.float(), weight, bias), rtol=1e-4, atol=1e-3)
+
+
+@every_kind
+@torch.no_grad()
+def test_rescoring_some_classes_is_the_shortlist(kind):
+    x, weight, bias, _ = example()
+    before, exact = head_of(kind, "tiled")(x.float()), F.linear(x.float(), weight, bias)
+    best = before.topk(3, 1).indices
+    head = head_of(kind, "tiled", rescore=3)
+    torch.testing.assert_close(head(x.float()), before.scatter(1, best, exact.gather(1, best)), rtol=1e-4, atol=1e-3)
+    assert head.macs(()) == head.weight.numel() + 3 * 32
+
+
+@pytest.mark.parametrize("groups", [4, 5, 12])  # 5 do not divide 12 classes; of 12 groups a class is alone
+@torch.no_grad()
+def test_two_levels_compute_the_best_groups_only(groups):
     """All groups probed: the tiled head. Fewer: its logits in the groups with the best coarse scores, elsewhere less."""
     generator = torch.Generator().manual_seed(2)
-    x, weight, bias, moments = example()
-    for groups in (4, 5, 12):  # 5 do not divide 12 classes; of 12 groups a class is alone
-        order = confusable(weight, moments.covariance, groups)
-        scores = mean_scores(weight, bias, order, groups)
-        spaces = cocluster(saliency(weight, moments), groups, 4, 8, order=order)
-        made, full = truncated(weight, bias, spaces), (weight, bias)
-        with torch.no_grad():
-            x = torch.randn(50, 32, generator=generator)
-            whole = assemble(*made, spaces, 32, "tiled")(x)
-            every = assemble(*made, spaces, 32, "tiled", coarse=scores, probe=groups).eval()
-            torch.testing.assert_close(every(x), whole, rtol=1e-4, atol=1e-4)
-            head = assemble(*made, spaces, 32, "tiled", coarse=scores, probe=2).eval()
-            best = F.linear(x, *scores).topk(2, 1).indices
-            group = torch.empty(12, dtype=torch.long)
-            group[order] = torch.arange(groups).repeat_interleave(torch.tensor(sizes(12, groups)))
-            computed = (group[None, :, None] == best[:, None, :]).any(2)
-            least = whole.masked_fill(~computed, torch.inf).amin(1, keepdim=True)
-            torch.testing.assert_close(head(x), torch.where(computed, whole, least - 1), rtol=1e-4, atol=1e-4)
-            assert head.macs(()) == groups * 32 + 2 * -(-12 // groups) * 8
-            count = min(3, 2 * (12 // groups))
-            again = assemble(*made, spaces, 32, "tiled", coarse=scores, probe=2, full=full, rescore=count).eval()
-            chosen = whole.masked_fill(~computed, -torch.inf).topk(count, 1).indices
-            expected = whole.scatter(1, chosen, F.linear(x, *full).gather(1, chosen))
-            least = torch.minimum(least, expected.masked_fill(~computed, torch.inf).amin(1, keepdim=True))
-            expected = torch.where(computed, expected, least - 1)
-            torch.testing.assert_close(again(x), expected, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(head.train()(x), whole, rtol=1e-4, atol=1e-4)
-            keep = torch.rand(32, generator=generator) < 0.6
-            masked = head.eval()(x * keep)
-            head.slice_channels(keep, torch.ones(12, dtype=torch.bool))
-            torch.testing.assert_close(head(x[:, keep]), masked, rtol=1e-4, atol=1e-4)
+    _, weight, bias, moments = example()
+    x = torch.randn(50, 32, generator=generator)
+    order = confusable(weight, moments.covariance, groups)
+    scores = mean_scores(weight, bias, order, groups)
+    spaces = cocluster(saliency(weight, moments), groups, 4, 8, order=order)
+    fitted, full = truncated(weight, bias, spaces), (weight, bias)
+    whole = assemble(*fitted, spaces, 32, "tiled")(x)
+    every = assemble(*fitted, spaces, 32, "tiled", coarse=scores, probe=groups).eval()
+    torch.testing.assert_close(every(x), whole, rtol=1e-4, atol=1e-4)
+    head = assemble(*fitted, spaces, 32, "tiled", coarse=scores, probe=2).eval()
+    best = F.linear(x, *scores).topk(2, 1).indices
+    group_of_class = torch.empty(12, dtype=torch.long)
+    group_of_class[order] = torch.arange(groups).repeat_interleave(torch.tensor(sizes(12, groups)))
+    computed = (group_of_class[None, :, None] == best[:, None, :]).any(2)
+    least = whole.masked_fill(~computed, torch.inf).amin(1, keepdim=True)
+    torch.testing.assert_close(head(x), torch.where(computed, whole, least - 1), rtol=1e-4, atol=1e-4)
+    assert head.macs(()) == groups * 32 + 2 * -(-12 // groups) * 8
+    count = min(3, 2 * (12 // groups))
+    again = assemble(*fitted, spaces, 32, "tiled", coarse=scores, probe=2, full=full, rescore=count).eval()
+    chosen = whole.masked_fill(~computed, -torch.inf).topk(count, 1).indices
+    expected = whole.scatter(1, chosen, F.linear(x, *full).gather(1, chosen))
+    least = torch.minimum(least, expected.masked_fill(~computed, torch.inf).amin(1, keepdim=True))
+    expected = torch.where(computed, expected, least - 1)
+    torch.testing.assert_close(again(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head.train()(x), whole, rtol=1e-4, atol=1e-4)
+    keep = torch.rand(32, generator=generator) < 0.6
+    masked = head.eval()(x * keep)
+    head.slice_channels(keep, torch.ones(12, dtype=torch.bool))
+    torch.testing.assert_close(head(x[:, keep]), masked, rtol=1e-4, atol=1e-4)
 
 
 def test_classes_that_are_confused_share_a_group_and_training_finds_it_more_often():
@@ -186,19 +194,20 @@ def test_classes_that_are_confused_share_a_group_and_training_finds_it_more_ofte
     assert found[0] < found[1]
 
 
-def test_refit_solves_the_normal_equations():
+@every_kind
+def test_refit_solves_the_normal_equations(kind):
     """The residual of the centred logits is uncorrelated with every kept feature, and has mean zero."""
     x, weight, bias, moments = example()
     target = centred(weight, bias)
-    for _name, _x, _w, _b, spaces, _made in heads():
-        fitted, constant = refitted(*target, moments, spaces)
-        head = assemble(fitted, constant, spaces, 32, "dense").double()
-        residual = F.linear(x, target[0].double(), target[1].double()) - head(x).detach()
-        assert float(residual.mean(0).abs().max()) < 1e-4
-        centre = x - x.mean(0)
-        for y, row in enumerate(head.indices()):
-            against = centre[:, row].T @ residual[:, y] / len(x)
-            assert float(against.abs().max()) < 1e-4 * float(x.std()) * float(target[0].norm())
+    spaces = SPACES[kind](weight, moments)
+    fitted, constant = refitted(*target, moments, spaces)
+    head = assemble(fitted, constant, spaces, 32, "dense").double()
+    residual = F.linear(x, target[0].double(), target[1].double()) - head(x).detach()
+    assert float(residual.mean(0).abs().max()) < 1e-4
+    centre = x - x.mean(0)
+    for y, row in enumerate(head.indices()):
+        against = centre[:, row].T @ residual[:, y] / len(x)
+        assert float(against.abs().max()) < 1e-4 * float(x.std()) * float(target[0].norm())
 
 
 def test_pursuit_is_the_slow_one():
@@ -207,29 +216,34 @@ def test_pursuit_is_the_slow_one():
     assert pursuit(weight - weight.mean(0), moments.covariance, 5).tolist() == slow
 
 
-def test_pursuit_finds_a_sparse_layer_and_every_choice_has_k_features():
+def test_pursuit_finds_a_sparse_layer():
+    _x, weight, _bias, moments = example()
+    index = torch.rand(12, 32).topk(4, 1).indices
+    sparse = torch.zeros_like(weight).scatter_(1, index, 1.0)
+    assert torch.equal(pursuit(sparse, moments.covariance, 4), index.sort(1).values)
+
+
+@pytest.mark.parametrize("select", SELECTS)
+def test_every_choice_has_k_features(select):
     x, weight, _bias, moments = example()
-    sparse = torch.zeros_like(weight).scatter_(1, (index := torch.rand(12, 32).topk(4, 1).indices), 1.0)
     votes = Votes(12, 4)
     votes.add(x, torch.arange(len(x)) % 12)
-    assert torch.equal(pursuit(sparse, moments.covariance, 4), index.sort(1).values)
-    for select in SELECTS:
-        rows = choose(select, weight, moments, votes, 6)
-        assert rows.shape == (12, 6)
-        assert bool((rows.diff(dim=1) > 0).all())
+    rows = choose(select, weight, moments, votes, 6)
+    assert rows.shape == (12, 6)
+    assert bool((rows.diff(dim=1) > 0).all())
 
 
-def test_dead_and_doubled_features_do_no_harm():
+@pytest.mark.parametrize("k", [6, 32])
+def test_dead_and_doubled_features_do_no_harm(k):
     x, weight, bias, _ = example()
     x[:, 5] = 0
     x[:, 7] = x[:, 6]
     moments = Moments()
     moments.add(x[:20])
-    for k in (6, 32):
-        spaces = Subspaces(choose("omp", weight, moments, None, k))
-        fitted, constant = refitted(*centred(weight, bias), moments, spaces)
-        assert bool(torch.isfinite(fitted).all())
-        assert bool(torch.isfinite(constant).all())
+    spaces = Subspaces(choose("omp", weight, moments, None, k))
+    fitted, constant = refitted(*centred(weight, bias), moments, spaces)
+    assert bool(torch.isfinite(fitted).all())
+    assert bool(torch.isfinite(constant).all())
 
 
 @settings(max_examples=20, deadline=None)
@@ -284,14 +298,16 @@ def test_folding_the_order_of_features_changes_no_logit(name):
         torch.testing.assert_close(with_head(moved, channels.classifier, head)(x), model(x), rtol=1e-9, atol=1e-9)
 
 
-def test_cutting_features_is_masking_them():
-    for _name, x, *_, made in heads():
-        for layout in ("gather", "dense", "tiled"):
-            head = made[layout]
-            keep = torch.rand(32, generator=torch.Generator().manual_seed(3)) < 0.6
-            expected = head(x * keep).detach()
-            head.slice_channels(keep, torch.ones(12, dtype=torch.bool))
-            torch.testing.assert_close(head(x[:, keep]).detach(), expected, rtol=1e-4, atol=1e-3)
+@every_kind
+@every_layout
+@torch.no_grad()
+def test_cutting_features_is_masking_them(kind, layout):
+    x = example()[0].float()
+    head = head_of(kind, layout)
+    keep = torch.rand(32, generator=torch.Generator().manual_seed(3)) < 0.6
+    expected = head(x * keep)
+    head.slice_channels(keep, torch.ones(12, dtype=torch.bool))
+    torch.testing.assert_close(head(x[:, keep]), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_a_specialised_network_can_be_pruned():
