@@ -123,6 +123,15 @@ def chunk(trace: Propagation, call: Call) -> None:
     _moved(trace, call.out, parts)
 
 
+def shuffle(trace: Propagation, call: Call) -> None:
+    """Tie what shuffled channel groups hold at the same place: they stay groups of one size only if they shrink together."""
+    labels = trace.labels[call.args[0]]
+    shuffle_groups = call.argument(1, "groups")
+    parts = labels.unflatten(1, (shuffle_groups, labels.shape[1] // shuffle_groups))
+    trace.ties.tie(parts, parts[:, :1])
+    move(trace, call)
+
+
 def _moved(trace: Propagation, out: Any, moved: Any) -> None:
     """Set the labels of one or several outputs; channels split in two axes (channel shuffle) are tied along all but the
     last, for they can shrink along that one only."""
@@ -193,7 +202,7 @@ KEEPS = """relu relu6 hardtanh silu hardswish hardsigmoid sigmoid gelu tanh leak
 POOLS = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool2d max_pool2d_with_indices upsample_nearest2d upsample_bilinear2d"""
 MOVES = """reshape flatten unflatten permute transpose t numpy_T unsqueeze squeeze expand movedim repeat flip pixel_shuffle
-    pixel_unshuffle channel_shuffle native_channel_shuffle swapaxes tile"""
+    pixel_unshuffle swapaxes tile"""
 # Operators that count positions along an axis -> which of their arguments is that axis.
 PICKS = {"select": 1, "narrow": 1, "index_select": 1, "unbind": 1, "split": 2, "split_with_sizes": 2, "roll": 2, "slice": 1}
 
@@ -210,6 +219,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(PICKS, pick),
     "slice": slice_,
     "chunk": chunk,
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), shuffle),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolve),
     "linear": multiply,
 }
