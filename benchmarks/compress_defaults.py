@@ -95,8 +95,8 @@ def measure(
         files = {"dense": checkpoint.model, "cut": model}
         paths = {n: export(m, checkpoint.example(), Path(folder) / f"{n}.onnx", {}) for n, m in files.items()}
         timed = compare(paths, batches=(1, 32))
-    row["speedup"] = {f"batch {s['batch']}": round(s["speedup"], 2) for s in timed.speedups}
-    row["machine"] = timed.machine
+    row["speedup"] = {f"batch {s.batch}": round(s.speedup, 2) for s in timed.speedups}
+    row["machine"] = timed.machine.to_dict()
     return row
 
 

@@ -77,7 +77,7 @@ def measure(m: int, c: int, threads: int) -> dict:
     ):
         made = {name: kinds[name]() for name in names}
         timed, sized = time_heads(made, m, BATCHES, [threads], ["cpu"], seconds=0.2, int8=int8)
-        speedups = {(s["model"], s["batch"]): s["speedup"] for s in timed.speedups}
+        speedups = {(s.model, s.batch): s.speedup for s in timed.speedups}
         for name in [*names, *(["int8"] if int8 else [])]:
             if name == "linear" and "linear" in rows:
                 continue
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="two threads: the first three sizes")
     args = parser.parse_args()
-    rows = Rows("head_latency", args.minutes, **machine())
+    rows = Rows("head_latency", args.minutes, **machine().to_dict())
     try:
         for threads in args.threads:
             for m, c in SIZES if threads == 1 else SIZES[:3]:

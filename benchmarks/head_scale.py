@@ -94,7 +94,7 @@ def measure(kind: str) -> dict:
 
 
 def main() -> None:
-    rows = Rows("head_scale", None, **machine())
+    rows = Rows("head_scale", None, **machine().to_dict())
     for kind in ("", "adjacent", "two levels"):
         rows.row(f"{CLASSES} classes, {FEATURES} features{kind and f', {kind}'}", lambda k=kind: measure(k))
 

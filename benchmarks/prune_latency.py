@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(NETWORKS))
     parser.add_argument("--minutes", type=float)
     args = parser.parse_args()
-    rows = Rows("prune_latency", args.minutes, **machine())
+    rows = Rows("prune_latency", args.minutes, **machine().to_dict())
     try:
         for name in [args.only] if args.only else NETWORKS:
             rows.row(name, lambda name=name: measure(name, args.tiny_checkpoint))
@@ -90,9 +90,7 @@ def measure(name: str, tiny: Path) -> dict:
             files[way] = export(prune(model, channels, made, example), example, Path(folder) / f"{way}.onnx", {})
         found = compare(files, batches=batches, threads=(1, 2), seconds=2.0)
     row["speedup"] = {
-        way: {
-            f"batch {s['batch']}, threads {s['threads']}": round(s["speedup"], 3) for s in found.speedups if s["model"] == way
-        }
+        way: {f"batch {s.batch}, threads {s.threads}": round(s.speedup, 3) for s in found.speedups if s.model == way}
         for way in cuts
     }
     row["dense_ms"] = {

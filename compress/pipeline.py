@@ -353,9 +353,9 @@ class Run:
             if row["file"] != "dense.onnx":
                 models[row["name"].split(",")[0]] = self.at(row["file"])
         found = compare(models, providers=o.providers, batches=o.batch, threads=o.threads)
-        ours = [s for s in found.speedups if s["model"] == "compressed"]
-        shown = ", ".join(f"{s['speedup']:.2f}x at batch {s['batch']}" for s in ours)
-        slower = [s for s in ours if s["speedup"] < 1.02]
+        ours = [s for s in found.speedups if s.model == "compressed"]
+        shown = ", ".join(f"{s.speedup:.2f}x at batch {s.batch}" for s in ours)
+        slower = [s for s in ours if s.speedup < 1.02]
         why = "; not faster: ONNX Runtime pays for whole blocks of channels, and these layers stay in theirs" if slower else ""
         return {**found.to_dict(), "table": str(found), "says": shown + why}
 

@@ -14,7 +14,10 @@ from ..errors import SlimrankError
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of `n` images whose class is the largest logit, or among the five largest (all classes when fewer)."""
+    """Shares of `n` images whose class has the largest logit, or one of the five largest (of all, where there are fewer).
+
+    `per_class`: top-1 of each class, 0 for a class without images.
+    """
 
     top1: float
     top5: float
@@ -30,7 +33,7 @@ class Accuracy:
 
 
 def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Accuracy:
-    """Count right decisions. `predict` maps images to logits [images, classes]; ties go to the lower class.
+    """Measure top-1 and top-5 of `predict`, which maps images to logits [images, classes]; ties go to the lower class.
 
     Raises SlimrankError when a label has no logit or a logit is NaN.
     """
@@ -55,11 +58,12 @@ def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
 
 
 def predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model as a function without gradients, in eval mode."""
+    """Make a function from images to logits of a model: in eval mode, without gradients."""
 
     def predict(images: Tensor) -> Tensor:
         model.eval()
         with torch.inference_mode():
-            return model(images)
+            logits: Tensor = model(images)
+            return logits
 
     return predict

@@ -1,9 +1,10 @@
-"""Where the time of an ONNX file goes: ONNX Runtime's own profile, kernel by kernel, put down to the file's weights."""
+"""Where the time of an ONNX file goes: ONNX Runtime's own profile, kernel by kernel, each attributed to its weight."""
 
 import json
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Kernel:
 
 
 def profile(path: str | Path, *, batch: int = 1, threads: int = 1, seconds: float = 0.5) -> list[Kernel]:
-    """Kernels of an ONNX file in order of execution, on the CPU provider, on random images.
+    """Time the kernels of an ONNX file, in order of execution, on the CPU provider and random images.
 
     Runs for about `seconds`, 8 to 200 times. Raises SlimrankError where ONNX Runtime cannot load the file.
     """
@@ -70,27 +71,27 @@ def _weighted(op: str) -> bool:
     return any(kind in op for kind in WEIGHTED)
 
 
-def _weights(path: str | Path):
+def _weights(path: str | Path) -> Callable[[str], str | None]:
     """A function from a kernel's name to the initializer that its conv or matrix product reads."""
     graph = onnx.load(path).graph
     constants = {tensor.name for tensor in graph.initializer}
-    made = {output: node for node in graph.node for output in node.output}
+    producer = {output: node for node in graph.node for output in node.output}
     named = {node.name: node for node in graph.node if node.name}
 
     def weight(name: str) -> str | None:
         name = name.removeprefix("fused ")
         for suffix in FUSED:
             name = name.removesuffix(suffix)
-        node = made.get(name) or named.get(name.split("_token_")[0])
+        node = producer.get(name) or named.get(name.split("_token_")[0])
         while node is not None and node.op_type not in WEIGHTED:  # the kernel is named after what was fused last
-            node = made.get(node.input[0]) if node.input else None
+            node = producer.get(node.input[0]) if node.input else None
         return None if node is None else next((i for i in node.input[1:] if i in constants), None)
 
     return weight
 
 
 def matrices(path: str | Path, names: set[str]) -> dict[str, np.ndarray]:
-    """Some two-dimensional initializers: the exporter renames those that it has transposed."""
+    """Read two-dimensional initializers by name (the exporter renames those that it has transposed)."""
     if not names:
         return {}
     return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name in names and len(t.dims) == 2}

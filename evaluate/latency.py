@@ -1,14 +1,14 @@
-"""Latency in ONNX Runtime, so measured that two models can be compared.
+"""Latency of ONNX files in ONNX Runtime, measured in one interleaved run so that models can be compared.
 
-All models of a setting (provider, batch, threads) are loaded at once and run in turn, A B A B ..., after a warm-up: what
-the machine does meanwhile hits all of them alike. Worker threads stop spinning when a run ends, so that one model's
-threads do not sit on another's cores. On a GPU the time includes copying images in and logits out.
+All models of a setting (provider, batch, threads) are loaded at once and run in turn, A B A B ..., after a warm-up: whatever
+else the machine does slows all of them alike. Worker threads stop spinning when a run ends, so that one model's threads do not
+occupy another's cores. On a GPU the time includes copying images in and logits out.
 """
 
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,11 @@ SWAP = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
 
 class Runner:
-    """An ONNX file ready to run: images (float32, [batch, channels, height, width]) in, logits out."""
+    """An ONNX file ready to run: images (float32, [batch, channels, height, width]) in, logits out.
+
+    `threads`: of one operator; None takes all cores. Raises SlimrankError for a file that ONNX Runtime cannot load, a
+    provider that is not there, and where ONNX Runtime quietly falls back to another one.
+    """
 
     def __init__(self, path: str | Path, provider: str = "cpu", threads: int | None = None):
         wanted = check_provider(provider)
@@ -62,7 +66,7 @@ class Runner:
         return torch.from_numpy(logits)
 
     def example(self, batch: int) -> np.ndarray:
-        """Random input; dimensions that the file leaves open besides the batch are an error."""
+        """Random images, float32 [batch, ...]; raises SlimrankError for a file that leaves more than the batch open."""
         shape = self.input.shape[1:]
         if not all(isinstance(side, int) for side in shape):
             raise SlimrankError(f"{self.path} leaves its input open ({self.input.shape}); export it with a fixed image size")
@@ -70,7 +74,7 @@ class Runner:
 
 
 def check_provider(provider: str) -> str:
-    """ONNX Runtime's name of an execution provider that is there."""
+    """ONNX Runtime's name of a provider (cpu, cuda); raises SlimrankError where this machine does not have it."""
     if provider not in PROVIDERS:
         raise SlimrankError(f"no provider {provider!r}; {near(provider, list(PROVIDERS))}")
     wanted = PROVIDERS[provider]
@@ -80,7 +84,7 @@ def check_provider(provider: str) -> str:
 
 
 def check_settings(providers: Sequence[str], batches: Sequence[int], threads: Sequence[int]) -> None:
-    """Raise SlimrankError for settings that cannot be timed."""
+    """Raise SlimrankError for settings that cannot be timed on this machine."""
     if min(batches) < 1 or min(threads) < 1:
         raise SlimrankError(f"--batch {list(batches)} and --threads {list(threads)} must be at least 1")
     for provider in providers:
@@ -105,22 +109,50 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Several models in one run. `speedups`: the first model's median over each other one's, per setting."""
+class Speedup:
+    """Median time of the model `against` over that of `model` at one setting: above 1, `model` is faster."""
 
-    results: list[Latency]
-    speedups: list[dict[str, Any]]
-    machine: dict[str, Any]
+    model: str
+    against: str
+    provider: str
+    batch: int
+    threads: int
+    speedup: float
 
     def to_dict(self) -> dict[str, Any]:
-        rows = [row.to_dict() for row in self.results]
-        return {"results": rows, "speedups": self.speedups, "machine": self.machine}
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The processor and the versions that timings belong to."""
+
+    processor: str
+    cores: int | None
+    onnxruntime: str
+    torch: str
+    python: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Timings of several models in one run; `speedups`: of each other model against the first, setting by setting."""
+
+    results: list[Latency]
+    speedups: list[Speedup]
+    machine: Machine
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
     def __str__(self) -> str:
         rows = [f"  {'model':28} provider batch threads   median ms      p10      p90  speedup"]
-        faster = {(s["model"], s["provider"], s["batch"], s["threads"]): s["speedup"] for s in self.speedups}
+        speedups = {(s.model, s.provider, s.batch, s.threads): s.speedup for s in self.speedups}
         for r in self.results:
-            speedup = faster.get((r.model, r.provider, r.batch, r.threads))
+            speedup = speedups.get((r.model, r.provider, r.batch, r.threads))
             shown = "" if speedup is None else f"{speedup:8.2f}x"
             rows.append(
                 f"  {r.model:28} {r.provider:8} {r.batch:5} {r.threads:7} {r.median_ms:11.3f} {r.p10_ms:8.3f} "
@@ -156,22 +188,15 @@ def compare(
     first = next(iter(models))
     base = {(r.provider, r.batch, r.threads): r.median_ms for r in results if r.model == first}
     speedups = [
-        {
-            "model": r.model,
-            "against": first,
-            "provider": r.provider,
-            "batch": r.batch,
-            "threads": r.threads,
-            "speedup": base[r.provider, r.batch, r.threads] / r.median_ms,
-        }
+        Speedup(r.model, first, r.provider, r.batch, r.threads, base[r.provider, r.batch, r.threads] / r.median_ms)
         for r in results
         if r.model != first
     ]
     return Comparison(results, speedups, machine())
 
 
-def _call(session, feed):
-    """One run with inputs and outputs bound: the time in ONNX Runtime, without Python's part of `session.run`."""
+def _call(session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> Callable[[], object]:
+    """A call that runs the session once, inputs and outputs bound: ONNX Runtime's time without Python's in `session.run`."""
     binding = session.io_binding()
     for name, value in feed.items():
         binding.bind_cpu_input(name, value)
@@ -180,8 +205,8 @@ def _call(session, feed):
     return lambda: (session.run_with_iobinding(binding), feed)[0]
 
 
-def interleaved(calls: dict[str, Any], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, run in turn: three warm-up rounds, then about `seconds` for each, 15 to 2,000 rounds."""
+def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
+    """Time calls in turn, in seconds: three warm-up rounds, then about `seconds` for each, 15 to 2,000 rounds."""
     warm = time.perf_counter()
     for _ in range(3):
         for call in calls.values():
@@ -196,18 +221,12 @@ def interleaved(calls: dict[str, Any], seconds: float) -> dict[str, list[float]]
     return times
 
 
-def machine() -> dict[str, Any]:
-    """What the figures belong to."""
+def machine() -> Machine:
+    """This machine; the processor's name where the system tells it."""
     processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
     except OSError:
         pass
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "onnxruntime": onnxruntime.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+    return Machine(processor, os.cpu_count(), onnxruntime.__version__, str(torch.__version__), platform.python_version())

@@ -6,6 +6,7 @@ the number of times they ran. A module that computes in its own way offers `macs
 """
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def _conv(out: Tensor, args: tuple[Any, ...]) -> int:
-    return out.numel() * args[1][0].numel()  # every output element sums one filter
+    one_filter: Tensor = args[1][0]  # every output element sums over one
+    return out.numel() * one_filter.numel()
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[[Tensor, tuple[Any, ...]], int]] = {
     "conv1d": _conv,
     "conv2d": _conv,
     "conv3d": _conv,
@@ -33,30 +35,40 @@ FORMULAS = {
 
 
 @dataclass(frozen=True)
-class Macs:
-    """MACs of one image and parameters, total and per layer; `uncounted`: operations without a formula, times run."""
+class LayerMacs:
+    """MACs of one image and parameters of one layer."""
 
     macs: int
     params: int
-    layers: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Macs:
+    """MACs of one image and parameters, total and by layer; `uncounted`: how often operations without a formula ran."""
+
+    macs: int
+    params: int
+    layers: dict[str, LayerMacs]
     uncounted: dict[str, int]
 
     def __str__(self) -> str:
-        rows = [f"  {name:32} {v['macs']:14,} {v['params']:12,}" for name, v in self.layers.items()]
+        rows = [f"  {name:32} {layer.macs:14,} {layer.params:12,}" for name, layer in self.layers.items()]
         note = ", ".join(f"{op} x{n}" for op, n in self.uncounted.items())
         total = f"  {'total':32} {self.macs:14,} {self.params:12,}"
         return "\n".join([f"  {'layer':32} {'MACs':>14} {'parameters':>12}", *rows, total, f"  not counted: {note}"])
 
 
 class _Counter(TorchDispatchMode):
+    """Counts the operations of a forward pass; `where`: the modules that are running, innermost last."""
+
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.where: list[str] = [""]
         self.macs: Counter[str] = Counter()
         self.uncounted: Counter[str] = Counter()
-        self.silent = 0
+        self.silent = 0  # modules that are running and count themselves
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[1].strip("_")
         if not self.silent:
@@ -96,7 +108,7 @@ def count(model: nn.Module, shape: tuple[int, ...]) -> Macs:
     for name, module in model.named_modules():
         params = sum(p.numel() for p in module.parameters(recurse=False))
         if params or counter.macs[name]:
-            layers[name] = {"macs": counter.macs[name], "params": params}
+            layers[name] = LayerMacs(counter.macs[name], params)
     return Macs(
         macs=sum(counter.macs.values()),
         params=sum(p.numel() for p in model.parameters()),

@@ -15,8 +15,11 @@ from ..evaluate.latency import Runner
 
 @dataclass(frozen=True)
 class Parity:
-    """Logits of both on `images`: `agreement` is the share of equal decisions, `relative` the largest difference over
-    the logits' spread (standard deviation of all logits). `on`: real images or random inputs."""
+    """A model's logits against its ONNX file's, on `images` images or, as `on` says, random inputs.
+
+    `agreement`: share of equal decisions; `relative`: the largest difference over the logits' spread (standard deviation of
+    all logits of the model).
+    """
 
     max_abs_diff: float
     relative: float
@@ -35,16 +38,19 @@ class Parity:
 
 
 def parity(model: nn.Module, runner: Runner, batches: Iterable[tuple[Tensor, Any]], on: str) -> Parity:
-    """Compare a model with its ONNX file, batch by batch; a spread of zero (all logits alike) is an error."""
+    """Compare a model with its ONNX file, batch by batch.
+
+    Raises SlimrankError without images, and where the logits do not vary: agreement of constants proves nothing.
+    """
     predict = predictor(model)
     largest, same, n = 0.0, 0, 0
     total = squares = count = 0.0
     for images, _ in tqdm(batches, desc="parity", leave=False, disable=None):
-        ours, theirs = predict(images).cpu(), runner(images.cpu())
-        largest = max(largest, float((ours - theirs).abs().max()))
-        same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+        reference, logits = predict(images).cpu(), runner(images.cpu())
+        largest = max(largest, float((reference - logits).abs().max()))
+        same += int((reference.argmax(1) == logits.argmax(1)).sum())
         n += len(images)
-        wide = ours.double()
+        wide = reference.double()
         total, squares, count = total + float(wide.sum()), squares + float((wide**2).sum()), count + wide.numel()
     if not n:
         raise SlimrankError("no images to compare the ONNX file on; check --data and --limit")

@@ -10,9 +10,9 @@ from ..files import whole
 
 
 def quantized(path: str | Path, out: str | Path) -> Path:
-    """Write `path` with its matrix products in int8 (one scale a column); convs stay float32."""
+    """Write the ONNX file `path` to `out` with its matrix products in int8 (one scale a column); convs stay float32."""
     model = onnx.load(path)
-    del model.graph.value_info[:]  # shapes of weights that the quantiser transposes would be found wrong
+    del model.graph.value_info[:]  # the quantiser transposes weights, and their noted shapes would no longer hold
     kinds = ["MatMul", "Gemm"]
     logging.disable(logging.WARNING)  # it recommends a preprocessing that does nothing for matrix products
     try:

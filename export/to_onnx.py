@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[s
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             )  # fmt: skip
     except Exception as error:  # the exporter raises whatever the traced code raises
-        told = str(error.__cause__ or error).strip()
-        raise SlimrankError(f"the ONNX exporter refuses this model: {told.splitlines()[0][:160]}; {_where(told)}") from error
+        report = str(error.__cause__ or error).strip()
+        reason = report.splitlines()[0][:160]
+        raise SlimrankError(f"the ONNX exporter refuses this model: {reason}; {_where(report)}") from error
     assert program is not None
     proto = program.model_proto
     _strip(proto.graph)
@@ -57,15 +59,15 @@ def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[s
 
 
 def size(path: str | Path) -> int:
-    """Bytes of an ONNX file and of the weights beside it, if any lie there."""
+    """Bytes of an ONNX file, with those of the weights beside it where it has any."""
     path = Path(path)
     beside = path.with_name(f"{path.name}.data")
     return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
-def _where(told: str) -> str:
-    """The user's line that the exporter's error names, the innermost outside PyTorch."""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', told)
+def _where(report: str) -> str:
+    """The line of the user's code where export failed: the innermost one of the exporter's report outside site-packages."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', report)
     own = [frame for frame in frames if "site-packages" not in frame[0]]
     if not own:
         return "--debug shows where"
@@ -74,19 +76,20 @@ def _where(told: str) -> str:
 
 
 def metadata(path: str | Path) -> dict[str, Any]:
-    """What `export` stored; an empty dict for a file that somebody else made."""
+    """Read the metadata that `export` stored; an empty dict for a file that somebody else made."""
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own exceptions differ between versions
         raise SlimrankError(f"{path} is no ONNX file ({type(error).__name__}); export it again") from error
     for entry in proto.metadata_props:
         if entry.key == KEY:
-            return json.loads(entry.value)
+            stored: dict[str, Any] = json.loads(entry.value)
+            return stored
     return {}
 
 
 def _strip(graph: onnx.GraphProto) -> None:
-    """Leave out the exporter's notes on every node (paths of this machine among them)."""
+    """Remove the exporter's notes on every node (paths of this machine among them)."""
     for node in graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -96,8 +99,8 @@ def _strip(graph: onnx.GraphProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet():
-    """The exporter talks about itself; its errors still come through as exceptions."""
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's warnings, logs and prints; its errors still come through as exceptions."""
     names = ("torch.onnx", "onnxscript", "torch.export", "onnx_ir", "torch.fx", "torch.fx.experimental", "torch._dynamo")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

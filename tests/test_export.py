@@ -170,4 +170,4 @@ def test_comparison_has_every_setting(tmp_path):
     assert len(found.results) == 8
     assert len(found.speedups) == 4
     assert all(r.p10_ms <= r.median_ms <= r.p90_ms and r.runs >= 15 for r in found.results)
-    assert {"onnxruntime", "processor", "cores"} <= set(found.machine)
+    assert {"onnxruntime", "processor", "cores"} <= set(found.machine.to_dict())

@@ -9,7 +9,7 @@ from slimrank.compress.head.bench import FinalLayerBench, bench_final_layer
 from slimrank.compress.head.options import FinalLayerOptions
 from slimrank.compress.head.timing import Timed, fastest_first
 from slimrank.errors import SlimrankError
-from slimrank.evaluate.latency import Comparison
+from slimrank.evaluate.latency import Comparison, Speedup, machine
 
 SPEEDUPS = {"a": (3.0, 1.1), "b": (9.0, 0.5), "c": (2.0, 2.0), "d": (1.0, 1.0)}
 
@@ -19,8 +19,8 @@ def no_clock(monkeypatch):
     """Speedups that are known instead of measured."""
 
     def timed(heads, *_):
-        rows = [{"model": name, "speedup": s} for name in heads if name in SPEEDUPS for s in SPEEDUPS[name]]
-        return Comparison([], rows, {}), {}
+        speedups = [Speedup(name, "linear", "cpu", 1, 1, s) for name in heads if name in SPEEDUPS for s in SPEEDUPS[name]]
+        return Comparison([], speedups, machine()), {}
 
     monkeypatch.setattr(timing, "time_heads", timed)
 

@@ -35,8 +35,8 @@ def test_macs_three_ways(name):
     counted = count(model, shape)
     channels = channel_map(model, torch.zeros(1, *shape))
     assert counted.macs == macs_by_hand(model, shape) == channels.macs(model, channels.removed({}))
-    assert counted.macs == sum(layer["macs"] for layer in counted.layers.values())
-    assert counted.params == sum(layer["params"] for layer in counted.layers.values())
+    assert counted.macs == sum(layer.macs for layer in counted.layers.values())
+    assert counted.params == sum(layer.params for layer in counted.layers.values())
 
 
 def test_published_macs():

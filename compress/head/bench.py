@@ -63,7 +63,7 @@ class FinalLayerBench:
 
     def to_dict(self) -> dict[str, Any]:
         rows = [asdict(row) for row in self.results]
-        return {**asdict(self.shape), "results": rows, "machine": self.comparison.machine}
+        return {**asdict(self.shape), "results": rows, "machine": self.comparison.machine.to_dict()}
 
     def __str__(self) -> str:
         shape, layouts = self.shape, {row.layout: row for row in self.results}

@@ -130,7 +130,7 @@ def fastest_first(
     comparison, _ = time_heads(heads, features, batches, [threads], [provider])
     timed = []
     for shape in shapes:
-        speedups = torch.tensor([s["speedup"] for s in comparison.speedups if s["model"] == shape.name])
+        speedups = torch.tensor([s.speedup for s in comparison.speedups if s.model == shape.name])
         timed.append(replace(shape, mean=float(speedups.log().mean().exp()), worst=float(speedups.min())))
     timed.sort(key=lambda shape: -shape.mean)
     if not timed:

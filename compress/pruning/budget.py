@@ -197,7 +197,7 @@ def reached_by(cut: Cut, first: nn.Module, now: nn.Module, keep: Mapping[str, Se
 def time_share(dense: Path, smaller: Path, batches: Sequence[int], threads: int) -> float:
     """Time of one ONNX file over another's: geometric mean over batch sizes of medians in one interleaved run."""
     found = compare({"dense": dense, "smaller": smaller}, batches=batches, threads=(threads,))
-    return prod(1 / s["speedup"] for s in found.speedups) ** (1 / len(found.speedups))
+    return prod(1 / s.speedup for s in found.speedups) ** (1 / len(found.speedups))
 
 
 def kept_trials(trial: Callable[[Cut], float], path: Path) -> Callable[[Cut], float]:

@@ -59,7 +59,7 @@ class Inspection:
         for name in self.layer_ms[batches[0]]:
             taken = " ".join(f"{self.layer_ms[b][name]:14.3f}" for b in batches)
             share = sum(self.layer_ms[b][name] / totals[b] for b in batches) / len(batches)
-            macs = self.counted.layers[name]["macs"] / self.counted.macs
+            macs = self.counted.layers[name].macs / self.counted.macs
             rows.append(f"  {name:32} {taken}  {share:13.1%}  {macs:7.1%}")
         rows.append(f"  {'total':32} " + " ".join(f"{totals[b]:14.3f}" for b in batches))
         b = self.block
