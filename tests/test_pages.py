@@ -41,7 +41,7 @@ class Page(HTMLParser):
         return any(text in found for found in self.texts.get(tag, []))
 
 
-def report(name="lenet5", classes=("ant", "bee"), note="asked for"):
+def report(name="lenet5", classes=("ant", "bee"), note="asked for", layer="conv1"):
     def side(macs, median_ms):
         timing = {"model": "baseline", "provider": "cpu", "batch": 1, "threads": 1, "median_ms": median_ms}
         row = {**timing, "p10_ms": median_ms, "p90_ms": median_ms, "runs": 15}
@@ -53,10 +53,10 @@ def report(name="lenet5", classes=("ant", "bee"), note="asked for"):
         "indices": [[0, 1], [1, 2]], "k2": 2, "select": "omp", "fit": "train", "top1_dense": 0.9, "top1_head": 0.9,
         "head_macs_before": 40, "head_macs_after": 20,
     }  # fmt: skip
-    prune = {"budget": {"macs": 0.5}, "widths": {"conv1": [3, 2]}, "keep": {"conv1": [0, 2]}}
+    prune = {"budget": {"macs": 0.5}, "widths": {layer: [3, 2]}, "keep": {layer: [0, 2]}}
     rival = {"name": "dense model, fine-tuned", "top1": 0.9, "macs": 2000, "seconds": 1.0, "file": "dense.onnx"}
     stages = {
-        "rank": {"ranker": "fpgm", "scores": {"conv1": [3.0, 1.0, 2.0]}}, "prune": prune, "rivals": {"rows": [rival]},
+        "rank": {"ranker": "fpgm", "scores": {layer: [3.0, 1.0, 2.0]}}, "prune": prune, "rivals": {"rows": [rival]},
         "specialize": {"head": "tiled", "result": head}, "bench": {"results": results},
     }  # fmt: skip
     return {
@@ -111,6 +111,7 @@ PLACES = [
     ("report", {"classes": ("ant", HOSTILE)}, "td"),
     ("report", {"note": HOSTILE}, "td"),
     ("report", {"note": HOSTILE}, "p"),
+    ("report", {"layer": HOSTILE}, "text"),
     ("explain", {"name": HOSTILE}, "title"),
     ("explain", {"name": HOSTILE}, "h1"),
     ("explain", {"classes": ("ant", HOSTILE)}, "td"),
