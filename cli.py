@@ -169,15 +169,16 @@ def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def explain(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """which features each class lives on, what filters answer to, and the concepts that they detect"""
-    from slimrank.compress.explain.explain import ExplainOptions, check_out, save
+    from slimrank.compress.explain.explain import ExplainOptions
     from slimrank.compress.explain.explain import explain as explained
+    from slimrank.compress.explain.explanation import check_out
 
     check_out(args.out)
     given = checkpoint(args)
     options = ExplainOptions(args.k1, args.k2, args.layer, args.concepts, args.seed, args.device)
     found = explained(given, opener(args)(given.preprocessing), options, say)
-    written = save(found, args.out)
-    return {**found.found, "out": str(args.out)}, f"{found}\nwritten: {', '.join(map(str, written))}"
+    written = found.save(args.out)
+    return {**found.to_dict(), "out": str(args.out)}, f"{found}\nwritten: {', '.join(map(str, written))}"
 
 
 def export(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -17,7 +17,7 @@ import torch
 from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.explain.filters import colour_order, kernel_colour, redundancy, survey
+from slimrank.compress.explain.filters import colour_order, kernel_colour, redundancy, survey_filters
 from slimrank.compress.explain.responses import Responses
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.rankers.car import rank
@@ -43,7 +43,7 @@ def main() -> None:
 
     def pruned(layer: str) -> dict:
         found = rank(given.model, channels, images.batches(), classes=200, layers=[layer], greedy=True, remove=FIRST)
-        seen = survey(Responses(given.model, channels, [layer]), images.batches(), given.preprocessing)
+        seen = survey_filters(Responses(given.model, channels, [layer]), images.batches(), given.preprocessing)
         colour = kernel_colour(given.model.conv1.weight.detach()) if layer == "conv1" else seen.colour[layer]
         order = found.order(layer)
         alike = redundancy(seen.correlation[layer], order[:FIRST])

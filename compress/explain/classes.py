@@ -1,6 +1,6 @@
-"""What each class lives on: its influential features, how far classes share them, and what noise does to them.
+"""The features that each class lives on, how far classes share them, and what noise in their place costs.
 
-Influential features are those of Badola et al., Algorithm 1 (features.Votes). The rest says what they are worth:
+Influential features are those of Badola et al., Algorithm 1 (channels/features.py). The rest says what they are worth:
 
 share: of the class's logit on its own training images, less what all classes have in common (W less its mean over
 classes: what softmax sees), the part that the feature carries on average.
@@ -42,11 +42,10 @@ class Means:
         return self.sums / self.images.clamp_min(1)[:, None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassFeatures:
-    """One class. `features`: [feature, weight, votes (share of the class's images), share of the logit], largest share first.
-
-    `carried`: share of the logit that they carry together; shares are null for a class without images or logits.
+    """What one class lives on. `features`: [feature, weight, votes (share of the class's images), share of the logit], largest
+    share first. `carried`: share of the logit that they carry together; shares are None for a class without images or logits.
     `shared_with`: [class, features in common], most first.
     """
 
@@ -66,31 +65,43 @@ def class_features(
     chosen = votes.choose(k2)
     carried = weight * means.means
     whole = carried.sum(1, keepdim=True)
-    told = (votes.images > 0) & (whole[:, 0].abs() > 1e-12)  # a dead network's logits carry nothing
-    share = torch.where(told[:, None], carried / whole, torch.nan)
+    defined = (votes.images > 0) & (whole[:, 0].abs() > 1e-12)  # a dead network's logits carry nothing
+    share = torch.where(defined[:, None], carried / whole, torch.nan)
     member = membership(chosen, weight.shape[1])
     common = (member @ member.T).fill_diagonal_(0)
-    found = []
+    classes = []
     for c, name in enumerate(names):
         order = chosen[c][torch.argsort(share[c, chosen[c]], descending=True, stable=True)]
-        n = int(votes.images[c])
-        part = lambda of: round(float(of), 4) if told[c] else None  # noqa: B023, E731
+        images = int(votes.images[c])
         rows = [
-            (j, round(float(weight[c, j]), 4), round(int(votes.histogram[c, j]) / max(1, n), 4), part(share[c, j]))
+            (
+                j,
+                round(float(weight[c, j]), 4),
+                round(int(votes.histogram[c, j]) / max(1, images), 4),
+                round(float(share[c, j]), 4) if defined[c] else None,
+            )
             for j in order.tolist()
         ]
-        near = [(names[i], int(common[c, i])) for i in common[c].topk(min(most, len(names))).indices.tolist() if common[c, i]]
-        found.append(ClassFeatures(name, n, rows, part(share[c, order].sum()), near))
-    return found
+        nearest = common[c].topk(min(most, len(names))).indices.tolist()
+        classes.append(
+            ClassFeatures(
+                name=name,
+                images=images,
+                features=rows,
+                carried=round(float(share[c, order].sum()), 4) if defined[c] else None,
+                shared_with=[(names[i], int(common[c, i])) for i in nearest if common[c, i]],
+            )
+        )
+    return classes
 
 
 def membership(indices: Tensor, features: int) -> Tensor:
-    """float64 [classes, features], 1 where a class has the feature; `indices`: [classes, k]."""
+    """Turn index sets ([classes, k]) into vectors: float64 [classes, features], 1 where a class has the feature."""
     return torch.zeros(len(indices), features, dtype=torch.float64).scatter_(1, indices, 1.0)
 
 
-@dataclass(frozen=True)
-class Overlap:
+@dataclass(frozen=True, kw_only=True)
+class SetOverlap:
     """Mean mutual information, in nats, of the index sets of two classes; `chance`: of random sets of the same size, off the
     diagonal. `common`: features in common, mean over pairs of different classes."""
 
@@ -100,19 +111,21 @@ class Overlap:
     common: float
 
 
-def overlap(indices: Tensor, features: int, seed: int = 0) -> Overlap:
-    """`indices`: int64 [classes, k] into `features`."""
-    found = pairwise_information(membership(indices, features))
+def overlap(indices: Tensor, features: int, seed: int = 0) -> SetOverlap:
+    """Measure how far classes share features. `indices`: int64 [classes, k] into `features`; `seed`: of the random sets."""
+    information = pairwise_information(membership(indices, features))
     generator = torch.Generator().manual_seed(seed)
     random = torch.rand(indices.shape[0], features, generator=generator).topk(indices.shape[1], 1).indices
     c = len(indices)
     off = ~torch.eye(c, dtype=torch.bool)
     member = membership(indices, features)
-    other = pairwise_information(membership(random, features))
     if c == 1:
-        return Overlap(float(found.mean()), 0.0, 0.0, 0.0)
-    return Overlap(
-        float(found.mean()), float(found[off].mean()), float(other[off].mean()), float((member @ member.T)[off].mean())
+        return SetOverlap(all_pairs=float(information.mean()), different_classes=0.0, chance=0.0, common=0.0)
+    return SetOverlap(
+        all_pairs=float(information.mean()),
+        different_classes=float(information[off].mean()),
+        chance=float(pairwise_information(membership(random, features))[off].mean()),
+        common=float((member @ member.T)[off].mean()),
     )
 
 
@@ -133,7 +146,7 @@ def pairwise_information(member: Tensor) -> Tensor:
     return total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Noise:
     """Accuracy on each class's own images (null where it has none): as it is, with its influential features replaced by
     noise, and with all the others replaced; the mean of DRAWS draws."""
@@ -144,7 +157,8 @@ class Noise:
     random_replaced: list[float | None] = field(repr=False)  # as many features at random
 
     def mean(self, key: str) -> float:
-        values = [v for v in getattr(self, key) if v is not None]
+        """Mean over the classes that have images. `key`: one of the fields."""
+        values: list[float] = [value for value in getattr(self, key) if value is not None]
         return sum(values) / max(1, len(values))
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,7 +166,7 @@ class Noise:
 
 
 def noise_test(batches: Batches, linear: nn.Linear, indices: Tensor, moments: Moments, seed: int = 0) -> Noise:
-    """One pass over what the classifier reads. `indices`: [classes, k]; `moments`: of the training images."""
+    """Replace features by noise, one pass over what the classifier reads. `indices`: [classes, k]; `moments`: over training."""
     classes, m = linear.weight.shape
     generator = torch.Generator().manual_seed(seed)
     mean, spread = moments.mean.float(), moments.covariance.diagonal().clamp_min(0).sqrt().float()
@@ -172,4 +186,10 @@ def noise_test(batches: Batches, linear: nn.Linear, indices: Tensor, moments: Mo
                 right = F.linear(torch.where(out[labels], noise, x), weight, bias).argmax(1) == labels
                 row += torch.bincount(labels[right], minlength=classes)
     shares = [[None if n == 0 else round(float(h / n), 4) for h, n in zip(row, images, strict=True)] for row in hits]
-    return Noise(*shares)
+    whole, influential_replaced, others_replaced, random_replaced = shares
+    return Noise(
+        whole=whole,
+        influential_replaced=influential_replaced,
+        others_replaced=others_replaced,
+        random_replaced=random_replaced,
+    )

@@ -1,4 +1,4 @@
-"""What single filters do: colour, redundancy, the classes that they serve, the images that move them most.
+"""Measures of single filters: colour selectivity, redundancy, and the images that move them most.
 
 Colour selectivity is our rule (Abbasi-Asl & Yu judge by eye): of a first-layer kernel the share of its energy that its mean
 over RGB does not explain; deeper, 1 - response to grey images / response to the same images in colour.
@@ -19,7 +19,7 @@ LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 
 
 def kernel_colour(weight: Tensor) -> Tensor:
-    """[filters] in 0..1, of kernels [filters, 3, h, w]: 0 for a kernel that is the same in R, G and B."""
+    """Colour selectivity of kernels [filters, 3, h, w]: [filters] in 0..1, 0 for a kernel that is the same in R, G and B."""
     energy = weight.square().sum((1, 2, 3))
     grey = 3 * weight.mean(1).square().sum((1, 2))
     return torch.where(energy > 0, 1 - grey / energy.clamp_min(1e-30), 0.0).clamp(0, 1)
@@ -33,9 +33,9 @@ def greyed(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (grey - mean) / std
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What one pass over images tells of each layer's filters.
+@dataclass(frozen=True, kw_only=True)
+class FilterSurvey:
+    """Measures of each layer's filters from one pass over images.
 
     `colour[layer]`: [units], None without colour; `response[layer]`: mean |activation|, [units]; `correlation[layer]`: of
     responses, position by position, [units, units], NaN for a silent filter; `top[layer]`: the images that each filter
@@ -50,10 +50,10 @@ class Survey:
     images: int
 
 
-def survey(
+def survey_filters(
     responses: Responses, batches: Iterable[tuple[Tensor, Tensor]], preprocessing: Preprocessing, top: int = 5
-) -> Survey:
-    """One pass; two forward passes an image where there is colour."""
+) -> FilterSurvey:
+    """Watch the filters in one pass over `batches`; two forward passes an image where there is colour."""
     moments: dict[str, Moments] = {}
     total: dict[str, Tensor] = {}
     grey: dict[str, Tensor] = {}
@@ -74,21 +74,25 @@ def survey(
                 grey[layer] = grey.get(layer, torch.zeros(())) + maps.abs().double().mean((2, 3)).sum(0)
         n += len(images)
     correlation = {}
-    for layer, found in moments.items():
-        spread = found.covariance.diagonal().clamp_min(0).sqrt()
+    for layer, layer_moments in moments.items():
+        spread = layer_moments.covariance.diagonal().clamp_min(0).sqrt()
         spread = torch.where(spread > 1e-9 * spread.max().clamp_min(1e-30), spread, torch.nan)
-        correlation[layer] = found.covariance / spread[:, None] / spread[None, :]
+        correlation[layer] = layer_moments.covariance / spread[:, None] / spread[None, :]
     colour = {layer: torch.where(total[layer] > 0, 1 - grey[layer] / total[layer].clamp_min(1e-30), 0.0) for layer in grey}
-    return Survey(
-        colour if coloured else None, {layer: t / max(1, n) for layer, t in total.items()}, correlation,
-        {layer: index for layer, (_, index) in best.items()}, {layer: value for layer, (value, _) in best.items()}, n,
-    )  # fmt: skip
+    return FilterSurvey(
+        colour=colour if coloured else None,
+        response={layer: summed / max(1, n) for layer, summed in total.items()},
+        correlation=correlation,
+        top={layer: index for layer, (_, index) in best.items()},
+        peak={layer: value for layer, (value, _) in best.items()},
+        images=n,
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Redundancy:
-    """How far pruned filters repeat kept ones: `pruned` [(filter, kept filter most like it, correlation)], and the mean beside
-    the kept filters' own (each with the most similar other kept one). Silent filters are left out."""
+    """Repetition of kept filters by pruned ones (Abbasi-Asl & Yu). `pruned`: [(filter, kept filter most like it, correlation)];
+    their mean beside the kept filters' own (each with the most similar other kept one). Silent filters are left out."""
 
     pruned: list[tuple[int, int, float]]
     mean_pruned: float | None
@@ -96,13 +100,13 @@ class Redundancy:
 
 
 def redundancy(correlation: Tensor, pruned: list[int]) -> Redundancy:
-    """`correlation`: [units, units]; `pruned`: the filters that CAR would cut first."""
+    """Find the kept filter most like each of `pruned` (those that CAR would cut first). `correlation`: [units, units]."""
     alive = ~torch.isnan(correlation.diagonal())
     out = torch.zeros(len(correlation), dtype=torch.bool)
     out[pruned] = True
     kept = (~out & alive).nonzero().flatten()
     if not len(kept):
-        return Redundancy([], None, None)
+        return Redundancy(pruned=[], mean_pruned=None, mean_kept=None)
     rows = []
     for unit in pruned:
         if alive[unit]:
@@ -110,13 +114,14 @@ def redundancy(correlation: Tensor, pruned: list[int]) -> Redundancy:
             rows.append((unit, int(kept[at]), round(float(value), 4)))
     own = correlation[kept][:, kept].clone().fill_diagonal_(-torch.inf).amax(1) if len(kept) > 1 else torch.empty(0)
     mean = float(sum(value for _, _, value in rows) / len(rows)) if rows else None
-    return Redundancy(rows, mean, float(own.mean()) if len(own) else None)
+    return Redundancy(pruned=rows, mean_pruned=mean, mean_kept=float(own.mean()) if len(own) else None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ColourOrder:
-    """Are the filters that CAR prunes first colour-selective? `selective` of the first `pruned` are among the layer's more
-    selective half; by chance `expected`, and so many or more with probability `p`. `spearman`: of CAR and selectivity."""
+    """Colour selectivity of the filters that CAR prunes first (Abbasi-Asl & Yu). `selective` of the first `pruned` are among
+    the layer's more selective half; by chance `expected`, and so many or more with probability `p`. `spearman`: of CAR and
+    selectivity."""
 
     pruned: int
     selective: int
@@ -126,13 +131,19 @@ class ColourOrder:
 
 
 def colour_order(colour: Tensor, order: list[int], pruned: int) -> ColourOrder:
-    """`colour`: selectivity [units]; `order`: the units, pruned first to last."""
+    """Count colour-selective filters among the first pruned. `colour`: selectivity, [units]; `order`: the units, pruned first
+    to last.
+    """
     n = len(order)
     half = set(colour.topk(n // 2).indices.tolist())
     hits = sum(unit in half for unit in order[:pruned])
     place = torch.empty(n)
     place[order] = torch.arange(n, dtype=torch.float32)
-    told = n > 2 and float(colour.max() - colour.min()) > 1e-9
-    rank = round(float(spearmanr(colour.numpy(), place.numpy()).statistic), 4) if told else None
-    chance = float(hypergeom(n, n // 2, pruned).sf(hits - 1))
-    return ColourOrder(pruned, hits, round(pruned * (n // 2) / n, 2), round(chance, 6), rank)
+    varied = n > 2 and float(colour.max() - colour.min()) > 1e-9
+    return ColourOrder(
+        pruned=pruned,
+        selective=hits,
+        expected=round(pruned * (n // 2) / n, 2),
+        p=round(float(hypergeom(n, n // 2, pruned).sf(hits - 1)), 6),
+        spearman=round(float(spearmanr(colour.numpy(), place.numpy()).statistic), 4) if varied else None,
+    )

@@ -1,4 +1,4 @@
-"""What filters answer to images, as maps: where the next conv layer reads them, after BatchNorm and activation.
+"""Feature maps of filters: where the next conv layer reads them, after BatchNorm and activation.
 
 A group that no conv layer reads (the last one of many networks is pooled first) is taken at the output of its last norm or
 conv, negative values at zero.
@@ -38,11 +38,11 @@ class Responses:
                 if isinstance(module, (*CONVS, nn.modules.batchnorm._BatchNorm))
                 and 0 in channels.axes.get(f"{name}.weight", {})
             ]
-            mine = [(name, made) for name, made in writers if bool(torch.isin(units, made).all())]
-            if not mine:
+            complete = [(name, written) for name, written in writers if bool(torch.isin(units, written).all())]
+            if not complete:
                 raise SlimrankError(f"layer {layer} answers with vectors, not with maps; name a conv layer")
-            name, made = mine[-1]
-            self.written[group.name] = (name, _places(made, units))
+            name, written = complete[-1]
+            self.written[group.name] = (name, _places(written, units))
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
@@ -53,13 +53,13 @@ class Responses:
                 hook = lambda _module, _inputs, out, name=name: seen.__setitem__(name, out)  # noqa: E731
                 stack.callback(self.model.get_submodule(name).register_forward_hook(hook).remove)
             self.model(images)
-            found = {layer: inputs[reader][:, places] for layer, (reader, places) in self.read.items()}
-            found |= {layer: seen[name][:, places].clamp_min(0) for layer, (name, places) in self.written.items()}
-        return {layer: maps.cpu() for layer, maps in found.items()}
+            maps = {layer: inputs[reader][:, places] for layer, (reader, places) in self.read.items()}
+            maps |= {layer: seen[name][:, places].clamp_min(0) for layer, (name, places) in self.written.items()}
+        return {layer: layer_maps.cpu() for layer, layer_maps in maps.items()}
 
 
 def _places(labels: Tensor, units: Tensor) -> Tensor:
-    """The first channel of every unit."""
+    """Position of each unit's first channel among a layer's channels, whose units are `labels`."""
     place = {unit: i for i, unit in reversed(list(enumerate(labels.tolist())))}
     missing = [u for u in units.tolist() if u not in place]
     if missing:
