@@ -134,7 +134,7 @@ def test_code_in_a_bare_pickle_is_not_run(tmp_path, monkeypatch):
 def test_a_pickled_module_only_when_trusted(tmp_path):
     model = zoo.build("lenet5")
     torch.save(model, tmp_path / "whole.pt")
-    with pytest.raises(SlimrankError, match="--trust-pickle"):
+    with pytest.raises(SlimrankError, match="trust_pickle"):
         load(tmp_path / "whole.pt", name="lenet5")
     assert load(tmp_path / "whole.pt", name="lenet5", trust_pickle=True).outputs() == 10
 

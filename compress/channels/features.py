@@ -1,7 +1,7 @@
-"""What the classifier reads, image by image, and what is kept of it: moments, votes, or all of it.
+"""The features that the classifier reads, and statistics of them: moments, votes, coverage.
 
 One pass over the training images is enough; memory is O(features^2 + classes * features), unless the features
-themselves are asked for.
+themselves are kept.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,12 +21,15 @@ Keeper = Callable[[Tensor, Tensor], None]
 
 
 def classifier(model: nn.Module, channels: ChannelMap, layer: str | None = None) -> tuple[str, nn.Linear]:
-    """The linear layer whose outputs are the classes, and its name; `layer`: its name as somebody believes it to be."""
+    """Find the linear layer whose outputs are the classes, and its name.
+
+    Raises SlimrankError where `layer`, the name that the caller expects, is another, and where the classifier is not linear.
+    """
     name = channels.classifier
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     if layer is not None and layer != name:
         raise SlimrankError(
-            f"--layer {layer} does not give the classes; {name} does (linear layers: {', '.join(linear) or 'none'})"
+            f"`layer` {layer} does not give the classes; {name} does (linear layers: {', '.join(linear) or 'none'})"
         )
     module = model.get_submodule(name)
     if isinstance(module, SubspaceLinear):
@@ -38,45 +41,45 @@ def classifier(model: nn.Module, channels: ChannelMap, layer: str | None = None)
 
 
 def features(model: nn.Module, layer: str, batches: Batches) -> Batches:
-    """What a layer reads, batch by batch: ([images, m], labels)."""
+    """Run a model and yield what a layer reads, batch by batch: features [images, m], labels."""
     model.eval()
-    with torch.inference_mode(), captured(model, [layer]) as seen:
+    with torch.inference_mode(), captured(model, [layer]) as inputs:
         for images, labels in tqdm(batches, desc="features", leave=False, disable=None):
             model(images)
-            yield seen[layer], labels
+            yield inputs[layer], labels
 
 
 @dataclass
 class Moments:
-    """Mean [m] and covariance [m, m] (over n) of the features, float64, summed around the first batch's mean."""
+    """Mean [m] and covariance [m, m] (divided by n) of the features, float64, summed around the first batch's mean."""
 
     n: int = 0
-    _at: Tensor = field(default_factory=lambda: torch.empty(0))
+    _origin: Tensor = field(default_factory=lambda: torch.empty(0))
     _first: Tensor = field(default_factory=lambda: torch.empty(0))
     _second: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def add(self, x: Tensor, _labels: Tensor | None = None) -> None:
         x = x.double().cpu()
         if self.n == 0:
-            self._at = x.mean(0)
-            self._first, self._second = torch.zeros_like(self._at), x.new_zeros(x.shape[1], x.shape[1])
-        x = x - self._at
+            self._origin = x.mean(0)
+            self._first, self._second = torch.zeros_like(self._origin), x.new_zeros(x.shape[1], x.shape[1])
+        x = x - self._origin
         self.n += len(x)
         self._first += x.sum(0)
         self._second += x.T @ x
 
     @property
     def mean(self) -> Tensor:
-        return self._at + self._first / self.n
+        return self._origin + self._first / self.n
 
     @property
     def covariance(self) -> Tensor:
-        off = self._first / self.n
-        return self._second / self.n - off[:, None] * off
+        offset = self._first / self.n
+        return self._second / self.n - offset[:, None] * offset
 
 
 class Votes:
-    """Algorithm 1: each image votes, in the histogram of its class, for the k1 features largest in |x|.
+    """Votes of Algorithm 1: each image votes, in the histogram of its class, for the k1 features largest in |x|.
 
     `histogram` [classes, features] counts, `mass` sums |x| per class, `images` counts a class's images.
     """
@@ -90,7 +93,7 @@ class Votes:
         size, labels = x.abs().double().cpu(), labels.cpu()
         if not 1 <= self.k1 <= size.shape[1]:
             raise SlimrankError(
-                f"--k1 is {self.k1}, the classifier reads {size.shape[1]} features; choose 1 to {size.shape[1]}"
+                f"`k1` is {self.k1}, the classifier reads {size.shape[1]} features; choose 1 to {size.shape[1]}"
             )
         if not self.histogram.numel():
             self.histogram = torch.zeros(self.classes, size.shape[1], dtype=torch.long)
@@ -101,16 +104,16 @@ class Votes:
         self.images += torch.bincount(labels, minlength=self.classes)
 
     def choose(self, k2: int) -> Tensor:
-        """int64 [classes, k2], rising: the features with most votes; ties by summed mass, then by lower index.
+        """Choose the features with most votes, int64 [classes, k2], rising; ties go by summed mass, then by lower index.
 
         Bins without a vote follow by largest mean |x|. A class without images has no votes and takes what all classes
         vote for together.
         """
         if not self.histogram.numel():
-            raise SlimrankError("no training images to choose features from; check --data")
+            raise SlimrankError("no training images to choose features from; check `data`")
         features = self.histogram.shape[1]
         if not 1 <= k2 <= features:
-            raise SlimrankError(f"--k2 is {k2}, the classifier reads {features} features; choose 1 to {features}")
+            raise SlimrankError(f"`k2` is {k2}, the classifier reads {features} features; choose 1 to {features}")
         empty = (self.images == 0)[:, None]
         counts = torch.where(empty, self.histogram.sum(0), self.histogram)
         mass = torch.where(empty, self.mass.sum(0), self.mass)
@@ -121,14 +124,14 @@ class Votes:
 
 
 def vote(batches: Batches, classes: int, k1: int) -> Votes:
-    """Algorithm 1's histogram, from one pass."""
+    """Count the votes of Algorithm 1 in one pass."""
     votes = Votes(classes, k1)
     survey(batches, votes.add)
     return votes
 
 
 class Coverage:
-    """The share of an image's l1 norm that its k largest features carry, averaged over images, for every k."""
+    """Share of an image's l1 norm that its k largest features carry, averaged over images, for every k."""
 
     def __init__(self) -> None:
         self.n, self.share = 0, torch.zeros(1)
@@ -140,7 +143,7 @@ class Coverage:
         self.n += len(x)
 
     def least(self, share: float) -> int:
-        """The smallest k whose features carry `share` of the l1 norm on average."""
+        """Find the smallest k whose features carry `share` of the l1 norm on average."""
         return int((self.share / self.n < share - 1e-12).sum()) + 1
 
 
@@ -153,7 +156,7 @@ class Cached:
 
 
 def survey(batches: Batches, *keepers: Keeper) -> int:
-    """One pass: every keeper's `add` sees every batch. Returns the number of images."""
+    """Show every batch to every keeper, in one pass. Returns the number of images; none raise SlimrankError."""
     n = 0
     for x, labels in batches:
         if x.dim() != 2:
@@ -162,12 +165,12 @@ def survey(batches: Batches, *keepers: Keeper) -> int:
             keep(x, labels)
         n += len(x)
     if not n:
-        raise SlimrankError("no training images to choose features from; check --data")
+        raise SlimrankError("no training images to choose features from; check `data`")
     return n
 
 
 def cached(batches: Batches) -> Cached:
-    """All of it, in memory."""
+    """Keep all features and labels in memory."""
     xs: list[Tensor] = []
     ys: list[Tensor] = []
 

@@ -40,7 +40,7 @@ def load(
     if path.suffix == ".onnx":
         raise SlimrankError(f"{path} is an ONNX file; this verb takes a checkpoint (evaluate and bench take ONNX)")
     if size is not None and not 1 <= size <= MAX_SIZE:
-        raise SlimrankError(f"--size is {size}, must lie in 1..{MAX_SIZE} pixels")
+        raise SlimrankError(f"`size` is {size}, must lie in 1..{MAX_SIZE} pixels")
     header: slim_file.Header | None = None
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)

@@ -43,7 +43,7 @@ def _unpickled(path: Path, trust_pickle: bool) -> Any:
         if "weights_only" in str(error).lower() or "WeightsUnpickler" in str(error) or "Unsupported" in str(error):
             raise SlimrankError(
                 f"{path} holds more than tensors and would run code when read; save model.state_dict() instead, "
-                "or add --trust-pickle if you made the file yourself"
+                "or add `trust_pickle` if you made the file yourself"
             ) from error
         raise SlimrankError(f"{path} is damaged or no PyTorch checkpoint; copy or make it again") from error
     except Exception as error:  # of other bytes the unpickler makes Index-, Type-, Assertion- or struct.error, too
@@ -81,5 +81,5 @@ def build(
     default = Preprocessing.default(channels, zoo.input_size(name) if size is None else size)
     preprocessing = Preprocessing(default.size, mean or default.mean, std or default.std)
     if len(preprocessing.mean) != channels:
-        raise SlimrankError(f"--mean has {len(preprocessing.mean)} values, the model reads {channels} channels")
+        raise SlimrankError(f"`mean` has {len(preprocessing.mean)} values, the model reads {channels} channels")
     return Checkpoint(model.eval(), name, arguments, preprocessing, None, [{"step": "read", "file": path.name}])

@@ -42,13 +42,13 @@ class Checkpoint:
         outputs = self.outputs()
         if outputs != len(data.classes):
             raise SlimrankError(
-                f"the model has {outputs} classes, --data {data.spec} has {len(data.classes)}; give the data it was trained on"
+                f"the model has {outputs} classes, `data` {data.spec} has {len(data.classes)}; give the data it was trained on"
             )
         if self.classes is not None and self.classes != data.classes:
             pairs = zip(self.classes, data.classes, strict=True)
             mine, other = next((a, b) for a, b in pairs if a != b)
             raise SlimrankError(
-                f"class names differ: the model's {mine!r} is {other!r} in --data {data.spec}; use data with the same classes"
+                f"class names differ: the model's {mine!r} is {other!r} in `data` {data.spec}; use data with the same classes"
             )
         return replace(self, classes=data.classes)
 

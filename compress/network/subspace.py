@@ -23,10 +23,10 @@ def sizes(classes: int, groups: int) -> list[int]:
 def check_probe(probe: int, class_groups: int, rescore: int, classes: int) -> None:
     """Raise SlimrankError where there are not as many groups of classes to probe, or classes to rescore in them."""
     if not 0 <= probe <= class_groups:
-        raise SlimrankError(f"--probe is {probe}, there are {class_groups} groups of classes; choose 1 to {class_groups}")
+        raise SlimrankError(f"`probe` is {probe}, there are {class_groups} groups of classes; choose 1 to {class_groups}")
     if probe and rescore > probe * (classes // class_groups):
         raise SlimrankError(
-            f"--rescore {rescore} is more than the {probe * (classes // class_groups)} classes of {probe} probed groups; "
+            f"`rescore` {rescore} is more than the {probe * (classes // class_groups)} classes of {probe} probed groups; "
             "rescore fewer or probe more"
         )
 
@@ -224,12 +224,12 @@ def _check(
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < in_features:
         raise SlimrankError(f"subspace indices must lie in 0..{in_features - 1}")
     if not 0 <= rescore <= len(weight):
-        raise SlimrankError(f"--rescore is {rescore}, the classifier has {len(weight)} classes; choose 1 to {len(weight)}")
+        raise SlimrankError(f"`rescore` is {rescore}, the classifier has {len(weight)} classes; choose 1 to {len(weight)}")
     if rescore and not full:
-        raise SlimrankError("--rescore needs the dense layer's weights; specialise the dense checkpoint")
+        raise SlimrankError("`rescore` needs the dense layer's weights; specialise the dense checkpoint")
     check_probe(probe, len(index), rescore, len(weight))
     if probe and (not coarse or layout != "tiled"):
-        raise SlimrankError("--probe needs groups of classes and their coarse scores; take --layout tiled")
+        raise SlimrankError("`probe` needs groups of classes and their coarse scores; take `layout` tiled")
 
 
 def _keep(module: nn.Module, persistent: bool, **tensors: Tensor | None) -> None:
