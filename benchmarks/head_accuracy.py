@@ -20,12 +20,13 @@ from torch import nn
 
 from slimrank.compress.channels.features import Moments, Votes, cached, classifier, features, survey
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.head.cluster import Subspaces, cocluster, fold
+from slimrank.compress.head.cluster import Subspaces, cocluster
 from slimrank.compress.head.fit import assemble, decisions, refitted, top1, trained, truncated
+from slimrank.compress.head.fold import fold
 from slimrank.compress.head.install import with_head
 from slimrank.compress.head.low_rank import low_rank
 from slimrank.compress.head.options import SELECTS, VOTING
-from slimrank.compress.head.select import centred, choose, saliency
+from slimrank.compress.head.select import centred, choose_features, saliency
 from slimrank.compress.head.two_level import confusable, mean_scores, probe_recall, trained_scores
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.training.loop import train
@@ -91,7 +92,7 @@ class Bench:
             if select == "random":
                 drawn = torch.rand(self.classes, self.m, generator=torch.Generator().manual_seed(0))
                 return Subspaces(drawn.topk(k, 1).indices.sort(1).values)
-            return Subspaces(choose(select, self.weight, self.moments, votes, k))
+            return Subspaces(choose_features(select, self.weight, self.moments, votes, k))
 
         for select in (*SELECTS, "random"):
             fits = ("truncate", "refit", "train") if select in ("histogram", "contribution", "omp") else ("truncate", "refit")
@@ -162,7 +163,7 @@ class Bench:
                 head.reorder = None
                 model = with_head(model, self.layer, head)
             elif specialised:
-                chosen = Subspaces(choose("omp", self.weight, self.moments, None, k))
+                chosen = Subspaces(choose_features("omp", self.weight, self.moments, None, k))
                 model = with_head(model, self.layer, self.fitted(chosen, "refit"))
             before = self.whole(model)
             teacher = self.model if taught else None

@@ -9,11 +9,12 @@ from torch import nn
 
 from slimrank.compress.channels.features import Cached, Coverage, Moments, Votes, cached, features, survey, vote
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.head.cluster import Subspaces, assigned, cocluster, fold
+from slimrank.compress.head.cluster import Subspaces, assigned, cocluster
 from slimrank.compress.head.fit import assemble, refitted, top1, trained, truncated
+from slimrank.compress.head.fold import fold
 from slimrank.compress.head.install import with_head
 from slimrank.compress.head.options import SELECTS
-from slimrank.compress.head.select import centred, choose, pursuit, saliency
+from slimrank.compress.head.select import centred, choose_features, pursuit, saliency
 from slimrank.compress.head.two_level import confusable, mean_scores, trained_scores
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
@@ -78,7 +79,7 @@ def example(classes: int = 12, m: int = 32, n: int = 400):
 
 
 SPACES = {  # groups of every kind: single classes, tiles, uneven groups, features to be reordered, all features
-    "a class alone": lambda weight, moments: Subspaces(choose("omp", weight, moments, None, 8)),
+    "a class alone": lambda weight, moments: Subspaces(choose_features("omp", weight, moments, None, 8)),
     "tiles": lambda weight, moments: cocluster(saliency(weight, moments), 3, 4, 8),
     "uneven groups": lambda weight, moments: cocluster(saliency(weight, moments), 5, 2, 6),
     "adjacent": lambda weight, moments: cocluster(saliency(weight, moments), 4, 4, 8, adjacent=True),
@@ -228,7 +229,7 @@ def test_every_choice_has_k_features(select):
     x, weight, _bias, moments = example()
     votes = Votes(12, 4)
     votes.add(x, torch.arange(len(x)) % 12)
-    rows = choose(select, weight, moments, votes, 6)
+    rows = choose_features(select, weight, moments, votes, 6)
     assert rows.shape == (12, 6)
     assert bool((rows.diff(dim=1) > 0).all())
 
@@ -240,7 +241,7 @@ def test_dead_and_doubled_features_do_no_harm(k):
     x[:, 7] = x[:, 6]
     moments = Moments()
     moments.add(x[:20])
-    spaces = Subspaces(choose("omp", weight, moments, None, k))
+    spaces = Subspaces(choose_features("omp", weight, moments, None, k))
     fitted, constant = refitted(*centred(weight, bias), moments, spaces)
     assert bool(torch.isfinite(fitted).all())
     assert bool(torch.isfinite(constant).all())
@@ -255,11 +256,11 @@ def test_assignments_are_balanced_and_the_greedy_one_is_near_the_optimum(seed, i
     value = torch.rand(items, bins, generator=torch.Generator().manual_seed(seed))
     room = torch.tensor(sizes(items, bins))
     exact = assigned(value, room)
-    limit, tiling.EXACT = tiling.EXACT, 0
+    limit, tiling.HUNGARIAN_LIMIT = tiling.HUNGARIAN_LIMIT, 0
     try:
         greedy = assigned(value, room)
     finally:
-        tiling.EXACT = limit
+        tiling.HUNGARIAN_LIMIT = limit
     for found in (exact, greedy):
         assert torch.bincount(found, minlength=bins).tolist() == room.tolist()
     totals = [float(value.gather(1, found[:, None]).sum()) for found in (exact, greedy)]
@@ -358,7 +359,7 @@ def test_the_methods_on_cifar10_jpeg(resnet20, cifar):
     for k in (5, 10):
         spaces = Subspaces(votes[k].choose(k))
         found[k] = top1(assemble(*truncated(weight, bias, spaces), spaces, 64, "gather"), test)
-    spaces = Subspaces(choose("omp", weight, moments, None, 5))
+    spaces = Subspaces(choose_features("omp", weight, moments, None, 5))
     head = assemble(*refitted(*centred(weight, bias), moments, spaces), spaces, 64, "dense")
     found["refit"] = top1(head, test)
     half = Cached(test.x[::2], test.labels[::2])

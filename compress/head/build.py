@@ -9,11 +9,11 @@ from ..network.layout_names import INT8
 from ..network.subspace import SubspaceLinear
 from ..training import gates
 from . import two_level
-from .classifier import Classifier, tile_width
+from .classifier import Classifier, tile_for
 from .cluster import Subspaces, cocluster
 from .fit import Trained, assemble, refitted, trained, truncated
 from .options import BY_GATES, HeadOptions
-from .select import choose, saliency
+from .select import choose_features, saliency
 from .statistics import Statistics
 
 
@@ -57,7 +57,7 @@ def subspaces(problem: Problem, shape: Shape, k2: int) -> Subspaces:
         order = None
         if shape.probe:
             order = two_level.confusable(weight, moments.covariance, shape.class_groups, options.seed)
-        tile = tile_width(classifier.features, options.tile, k2)
+        tile = tile_for(classifier.features, options.tile, k2)
         return cocluster(
             saliency(weight, moments), shape.class_groups, tile, k2, options.seed, adjacent=shape.adjacent, order=order
         )
@@ -66,7 +66,7 @@ def subspaces(problem: Problem, shape: Shape, k2: int) -> Subspaces:
     if options.chosen_by == BY_GATES:
         assert classifier.checkpoint.gates is not None
         return Subspaces(gates.choose(classifier.checkpoint.gates, weight, k2))
-    return Subspaces(choose(options.chosen_by, weight.double(), moments, statistics.votes, k2))
+    return Subspaces(choose_features(options.chosen_by, weight.double(), moments, statistics.votes, k2))
 
 
 def fitted(problem: Problem, spaces: Subspaces, layout: str) -> tuple[SubspaceLinear, Trained | None]:

@@ -60,7 +60,7 @@ def check_fitting(classifier: Classifier, options: HeadOptions) -> None:
     if isinstance(options.rescore, int) and not 0 <= options.rescore <= classes:
         raise SlimrankError(f"`rescore` is {options.rescore}, must lie in 0..{classes}: there are {classes} classes")
     if options.layout == "tiled":
-        tile_width(features, options.tile, options.k2 if isinstance(options.k2, int) else None)
+        tile_for(features, options.tile, options.k2 if isinstance(options.k2, int) else None)
     if options.groups is not None and options.groups > classes:
         raise SlimrankError(f"`groups` is {options.groups}, the classifier has {classes} classes; choose fewer")
     if options.probe:
@@ -72,7 +72,7 @@ def check_fitting(classifier: Classifier, options: HeadOptions) -> None:
         gates.fitting(classifier.checkpoint.gates, classifier.weight)
 
 
-def tile_width(features: int, tile: int | None, k2: int | None) -> int:
+def tile_for(features: int, tile: int | None, k2: int | None) -> int:
     """The width of a tile: `tile`, else the widest up to 16 that leaves a group of classes at least four tiles."""
     kept = k2 or default_k(features)
     width = tile or next(t for t in (16, 8, 4, 2, 1) if (features % t == 0 and kept >= 4 * t) or t == 1)
@@ -91,7 +91,7 @@ def kept_features(features: int, layout: str, options: HeadOptions) -> int:
         return features
     if isinstance(options.k2, int):
         return options.k2
-    tile = tile_width(features, options.tile, None) if layout == "tiled" else 1
+    tile = tile_for(features, options.tile, None) if layout == "tiled" else 1
     return max(tile, default_k(features) // tile * tile)
 
 

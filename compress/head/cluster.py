@@ -1,20 +1,16 @@
-"""Groups of classes that share tiles of adjacent features: balanced co-clustering, and the features' new order."""
+"""Groups of classes that share tiles of adjacent features, and the features' new order, by balanced co-clustering."""
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import SlimrankError
-from ..channels.groups import ChannelMap
-from ..channels.masking import captured
-from ..network.resize import replace_tensor
 from ..network.subspace import sizes
 from .select import CHUNK
 
-EXACT = 1024  # items that are assigned to bins at the optimum; more go greedily
+HUNGARIAN_LIMIT = 1024  # items that are assigned to bins at the optimum; more go greedily
 SAMPLE = 4096  # classes that the tiles are found on
 CLUSTER_ROUNDS = 30
 
@@ -33,92 +29,112 @@ class Subspaces:
 
 
 def cocluster(
-    saliency: Tensor, groups: int, tile: int, k: int, seed: int = 0, *, adjacent: bool = False, order: Tensor | None = None
-) -> Subspaces:
-    """Classes into `groups` of equal size, features into tiles of `tile`, k / tile tiles for each group.
+    saliency: Tensor, class_groups: int, tile: int, k: int, seed: int = 0,
+    *, adjacent: bool = False, order: Tensor | None = None,
+) -> Subspaces:  # fmt: skip
+    """Divide classes into groups of equal size and features into tiles of `tile`; each group reads k / tile of the tiles.
 
     saliency [classes, features], not negative: what a class loses with a feature. The sum that the groups keep is climbed
     by turns: every group takes its best tiles; features go to the tiles whose groups want them; classes go to the group
     whose tiles serve them; each is a balanced assignment, so the sum never falls. Begins with Ward's clustering of the
     classes, then of the features. With many classes the tiles are found on a sample of them.
 
-    `order` [classes]: the groups are the runs of classes in this order (coarse.py). `adjacent`: of classes in their own
+    `order` [classes]: the groups are the runs of classes in this order (two_level.py). `adjacent`: of classes in their own
     order, so that no logit moves at inference.
     """
-    classes, m = saliency.shape
-    if not 1 <= groups <= classes:
-        raise SlimrankError(f"`groups` is {groups}, the classifier has {classes} classes; choose 1 to {classes}")
-    if m % tile or k % tile or not tile <= k <= m:
-        raise SlimrankError(f"tiles of {tile} features do not divide `k2` {k} and the classifier's {m} features")
-    part = saliency
+    classes, features = saliency.shape
+    if not 1 <= class_groups <= classes:
+        raise SlimrankError(f"`groups` is {class_groups}, the classifier has {classes} classes; choose 1 to {classes}")
+    if features % tile or k % tile or not tile <= k <= features:
+        raise SlimrankError(f"tiles of {tile} features do not divide `k2` {k} and the classifier's {features} features")
     if adjacent or order is not None:
         rows = torch.arange(classes) if order is None else order
-        part = _summed(saliency, dealt(rows, torch.tensor(sizes(classes, groups))), groups)
-        found = cocluster(part, groups, tile, k, seed)
-        back = found.rows(groups).argsort()
-        return Subspaces(found.index[back], order, found.reorder, found.captured)
-    if classes > max(SAMPLE, 4 * groups):
-        chosen = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))[: max(SAMPLE, 4 * groups)]
-        part = saliency[chosen.sort().values]
-    group = dealt(ward(part.sqrt()), torch.tensor(sizes(len(part), groups)))
-    wanted = _summed(part, group, groups)
-    tiles = torch.full((m // tile,), tile)
-    place = dealt(ward(wanted.sqrt().T), tiles)
-    taken, best = _best(wanted, place, len(tiles), k // tile), -1.0
-    for _ in range(CLUSTER_ROUNDS):
-        kept = float((wanted * taken[:, place]).sum())
-        if kept <= best * (1 + 1e-6):
-            break
-        best = kept
-        place = assigned(wanted.T @ taken, tiles)
-        taken = _best(wanted, place, len(tiles), k // tile)
-        group = assigned(part @ taken[:, place].T, torch.tensor(sizes(len(part), groups)))
-        wanted = _summed(part, group, groups)
-        taken = _best(wanted, place, len(tiles), k // tile)
-    if part is not saliency:
-        group = assigned(saliency @ taken[:, place].T, torch.tensor(sizes(classes, groups)))
-        wanted = _summed(saliency, group, groups)
-        taken = _best(wanted, place, len(tiles), k // tile)
+        of_groups = _summed(saliency, dealt(rows, torch.tensor(sizes(classes, class_groups))), class_groups)
+        alone = cocluster(of_groups, class_groups, tile, k, seed)
+        back = alone.rows(class_groups).argsort()
+        return Subspaces(alone.index[back], order, alone.reorder, alone.captured)
+    sample = sampled(saliency, max(SAMPLE, 4 * class_groups), seed)
+    group, place, taken = _climbed(sample, class_groups, tile, k)
+    wanted = _summed(sample, group, class_groups)
+    if sample is not saliency:
+        group = assigned(saliency @ taken[:, place].T, torch.tensor(sizes(classes, class_groups)))
+        wanted = _summed(saliency, group, class_groups)
+        taken = _best(wanted, place, features // tile, k // tile)
     reorder = torch.argsort(place, stable=True)
-    first = taken.nonzero()[:, 1].view(groups, -1)  # tile numbers of each group, rising
+    first = taken.nonzero()[:, 1].view(class_groups, -1)  # tile numbers of each group, rising
     spots = (first[:, :, None] * tile + torch.arange(tile)).flatten(1)
     captured = float((wanted * taken[:, place]).sum() / saliency.sum().clamp_min(1e-30))
     return Subspaces(reorder[spots], torch.argsort(group, stable=True), reorder, captured)
 
 
+def sampled(rows: Tensor, most: int, seed: int) -> Tensor:
+    """Draw at most so many of the rows, kept in their order; the same tensor where there are no more."""
+    if len(rows) <= most:
+        return rows
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:most]
+    return rows[chosen.sort().values]
+
+
+def _climbed(saliency: Tensor, class_groups: int, tile: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Co-cluster by turns: the group of each class, the tile of each feature, and which tiles a group takes [groups, tiles]."""
+    classes, features = saliency.shape
+    group_sizes, tile_sizes = torch.tensor(sizes(classes, class_groups)), torch.full((features // tile,), tile)
+    group = dealt(ward(saliency.sqrt()), group_sizes)
+    wanted = _summed(saliency, group, class_groups)
+    place = dealt(ward(wanted.sqrt().T), tile_sizes)
+    taken, best = _best(wanted, place, len(tile_sizes), k // tile), -1.0
+    for _ in range(CLUSTER_ROUNDS):
+        kept = float((wanted * taken[:, place]).sum())
+        if kept <= best * (1 + 1e-6):
+            break
+        best = kept
+        place = assigned(wanted.T @ taken, tile_sizes)
+        taken = _best(wanted, place, len(tile_sizes), k // tile)
+        group = assigned(saliency @ taken[:, place].T, group_sizes)
+        wanted = _summed(saliency, group, class_groups)
+        taken = _best(wanted, place, len(tile_sizes), k // tile)
+    return group, place, taken
+
+
 def assigned(value: Tensor, room: Tensor) -> Tensor:
-    """The bin of each item, at most room[bin] a bin, for a large sum of value [items, bins]: at the optimum (Hungarian)
-    for up to 1,024 items; beyond, items propose to their best bin that has room, and those that lose most without go first.
+    """Assign each item to a bin, at most room[bin] to each, for a large sum of value [items, bins].
+
+    At the optimum (Hungarian) for up to 1,024 items, greedily beyond. Returns the bin of each item.
     """
+    return _optimally_assigned(value, room) if len(value) <= HUNGARIAN_LIMIT else _greedily_assigned(value, room)
+
+
+def _optimally_assigned(value: Tensor, room: Tensor) -> Tensor:
+    from scipy.optimize import linear_sum_assignment
+
+    owner = torch.repeat_interleave(torch.arange(value.shape[1]), room)
+    row, column = linear_sum_assignment(value[:, owner].double().numpy(), maximize=True)
+    bin_of = torch.empty(len(value), dtype=torch.long)
+    bin_of[torch.from_numpy(row)] = owner[torch.from_numpy(column)]
+    return bin_of
+
+
+def _greedily_assigned(value: Tensor, room: Tensor) -> Tensor:
+    """Items propose to their best bin that has room; where too many do, those that lose most without it go first."""
     items, bins = value.shape
-    if items <= EXACT:
-        from scipy.optimize import linear_sum_assignment
-
-        owner = torch.repeat_interleave(torch.arange(bins), room)
-        row, column = linear_sum_assignment(value[:, owner].double().numpy(), maximize=True)
-        found = torch.empty(items, dtype=torch.long)
-        found[torch.from_numpy(row)] = owner[torch.from_numpy(column)]
-        return found
-    found = torch.full((items,), -1)
-    room = room.clone()
-    left = torch.arange(items)
+    bin_of, room, left = torch.full((items,), -1), room.clone(), torch.arange(items)
     while len(left):
-        open_ = room.nonzero().flatten()
-        first, regret = _first(value, left, open_)
-        bin_ = open_[first]
+        with_room = room.nonzero().flatten()
+        best, regret = _best_and_regret(value, left, with_room)
+        wanted = with_room[best]
         order = torch.argsort(regret, descending=True, stable=True)
-        order = order[torch.argsort(bin_[order], stable=True)]
-        sorted_bin = bin_[order]
-        starts = torch.searchsorted(sorted_bin, torch.arange(bins))
-        rank = torch.arange(len(order)) - starts[sorted_bin]
-        takes = order[rank < room[sorted_bin]]
-        found[left[takes]] = bin_[takes]
-        room -= torch.bincount(bin_[takes], minlength=bins)
-        left = left[found[left] < 0]
-    return found
+        order = order[torch.argsort(wanted[order], stable=True)]
+        by_bin = wanted[order]
+        starts = torch.searchsorted(by_bin, torch.arange(bins))
+        rank = torch.arange(len(order)) - starts[by_bin]
+        placed = order[rank < room[by_bin]]
+        bin_of[left[placed]] = wanted[placed]
+        room -= torch.bincount(wanted[placed], minlength=bins)
+        left = left[bin_of[left] < 0]
+    return bin_of
 
 
-def _first(value: Tensor, items: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+def _best_and_regret(value: Tensor, items: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
     """Which of `bins` each of `items` gains most from, and what it loses in the second best; some items at once."""
     first, regret = [], []
     for part in items.split(max(1, CHUNK // value.shape[1])):
@@ -128,63 +144,8 @@ def _first(value: Tensor, items: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(first), torch.cat(regret)
 
 
-def fold(model: nn.Module, channels: ChannelMap, layer: str, example: Tensor, order: Tensor) -> nn.Module | None:
-    """A copy of the model in which feature `order[i]` comes i-th to `layer`: the channels before it, written in that order.
-
-    Costs nothing at inference; what `layer` reads of `example` is compared with what it read. None where the features are
-    not the channels of one group, one position each (a flattened map, a concat): no order of channels then gives that
-    order of features. `layer` itself is left as it is.
-    """
-    units = channels.reads[layer]
-    group = next((g for g in channels.groups if g.offset <= int(units[0]) < g.offset + g.units), None)
-    if group is None or sorted(units.tolist()) != list(range(group.offset, group.offset + group.units)):
-        return None
-    moved = torch.arange(sum(g.units for g in channels.groups))  # the unit that comes where a unit stood
-    moved[units] = units[order]
-    made = copy.deepcopy(model)
-    tensors = {**dict(made.named_parameters()), **dict(made.named_buffers())}
-    for name, axes in channels.axes.items():
-        if name.rpartition(".")[0] == layer:
-            continue
-        tensor = tensors[name]
-        for axis, labels in axes.items():
-            source = _sources(labels, moved)
-            if source is None:
-                return None
-            tensor = tensor.detach().index_select(axis, source.to(tensor.device))
-        replace_tensor(made, name, tensor)
-    for name, module in made.named_modules():
-        if hasattr(module, "permute_channels") and name in channels.reads:
-            sides = _sources(channels.reads[name], moved), _sources(channels.writes[name], moved)
-            if sides[0] is None or sides[1] is None:
-                return None
-            module.permute_channels(*sides)
-    with torch.inference_mode(), captured(model, [layer]) as before, captured(made, [layer]) as after:
-        model.eval()(example)
-        made.eval()(example)
-    old, new = before[layer][:, order], after[layer]
-    return made if bool((old - new).abs().max() <= 1e-3 * old.abs().max()) else None
-
-
-def _sources(labels: Tensor, moved: Tensor) -> Tensor | None:
-    """For each channel the one that takes its place; None where a unit stands more than once and another does not."""
-    places: dict[int, list[int]] = {}
-    for i, unit in enumerate(labels.tolist()):
-        places.setdefault(unit, []).append(i)
-    source = list(range(len(labels)))
-    for unit, spots in places.items():
-        if unit < 0 or int(moved[unit]) == unit:
-            continue
-        others = places.get(int(moved[unit]), [])
-        if len(others) != len(spots):
-            return None
-        for spot, other in zip(spots, others, strict=True):
-            source[spot] = other
-    return torch.tensor(source)
-
-
 def ward(rows: Tensor) -> Tensor:
-    """Rows in the order of the leaves of Ward's tree, by direction."""
+    """Order rows by the leaves of Ward's tree of their directions."""
     from scipy.cluster.hierarchy import leaves_list, linkage
 
     if len(rows) < 2:
@@ -194,14 +155,14 @@ def ward(rows: Tensor) -> Tensor:
 
 
 def dealt(order: Tensor, room: Tensor) -> Tensor:
-    """The bin of each item when items fill the bins in `order`."""
+    """Deal items into bins in `order`, room[bin] to each; the bin of each item."""
     bins = torch.empty_like(order)
     bins[order] = torch.repeat_interleave(torch.arange(len(room)), room)
     return bins
 
 
-def _summed(saliency: Tensor, group: Tensor, groups: int) -> Tensor:
-    return saliency.new_zeros(groups, saliency.shape[1]).index_add_(0, group, saliency)
+def _summed(saliency: Tensor, group: Tensor, class_groups: int) -> Tensor:
+    return saliency.new_zeros(class_groups, saliency.shape[1]).index_add_(0, group, saliency)
 
 
 def _best(wanted: Tensor, place: Tensor, tiles: int, take: int) -> Tensor:

@@ -10,7 +10,7 @@ from ..channels import channel_map
 from ..network.subspace import SubspaceLinear
 from ..pruning.surgery import cut
 from .classifier import Classifier
-from .cluster import fold
+from .fold import fold
 
 WIDTH = 16  # channels that ONNX Runtime pays for together: unread features are cut in such steps
 

@@ -14,7 +14,7 @@ from ..network.layout_names import INT8
 from ..network.subspace import SubspaceLinear
 from . import two_level
 from .build import Extras, Problem, Shape, coarse_scores, fitted, laid_out, subspaces
-from .classifier import Classifier, class_groups, kept_features, tile_width
+from .classifier import Classifier, class_groups, kept_features, tile_for
 from .cluster import Subspaces
 from .fit import Trained, decisions, top1
 from .install import folding
@@ -43,7 +43,7 @@ def by_the_clock(classifier: Classifier, options: HeadOptions) -> Race:
     """Time the shapes that `layout` auto tries against the dense layer; their weights do not matter to the clock."""
     features, classes = classifier.features, classifier.classes
     k2 = kept_features(features, "gather", options)
-    tile = tile_width(features, options.tile, None if options.k2 is None else k2)
+    tile = tile_for(features, options.tile, None if options.k2 is None else k2)
     free_order = folding(classifier, torch.arange(features).flip(0)) is not None
     shapes = candidates(
         features, classes, k2, tile, class_groups=options.groups, adjacent=options.adjacent, reorder=not free_order,
@@ -123,7 +123,7 @@ def built(problem: Problem, shape: Shape) -> Built:
 def smallest_k2(problem: Problem, shape: Shape) -> int:
     """The smallest k2 whose validation top-1 stays within `max_drop` of the dense layer's, by bisection."""
     classifier, options, validation = problem.classifier, problem.options, problem.statistics.validation
-    step = tile_width(classifier.features, options.tile, None) if shape.layout == "tiled" else 1
+    step = tile_for(classifier.features, options.tile, None) if shape.layout == "tiled" else 1
     floor = top1(classifier.dense, validation) - options.drop
 
     def holds(tiles: int) -> bool:

@@ -23,7 +23,7 @@ from .install import Installed, install
 from .options import HeadOptions
 from .result import HeadResult
 from .search import Built, Refused, built, by_the_clock, search
-from .statistics import gather, remarks
+from .statistics import gather_statistics, remarks
 
 RECORDED = ("select", "fit", "k1", "k2", "layout", "groups", "tile", "rescore", "probe", "folded", "features_cut")
 
@@ -63,7 +63,7 @@ def specialize(checkpoint: Checkpoint, data: Data, options: HeadOptions, *, judg
     classifier = Classifier.of(checkpoint.with_classes(data), options.layer)
     check_fitting(classifier, options)
     race = by_the_clock(classifier, options) if options.layout == "auto" else None
-    problem = Problem(classifier, gather(classifier, data, options), options)
+    problem = Problem(classifier, gather_statistics(classifier, data, options), options)
     notes = [race.note] if race and race.note else []
     outcome: Built | Refused = Refused(())
     if not (race and not race.faster and options.only_faster):

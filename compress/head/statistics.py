@@ -34,7 +34,7 @@ class Statistics:
         return self.cache
 
 
-def gather(classifier: Classifier, data: Data, options: HeadOptions) -> Statistics:
+def gather_statistics(classifier: Classifier, data: Data, options: HeadOptions) -> Statistics:
     """Read the training split once (twice where `k1` is a coverage) and the validation split once."""
     train = data.split("train")
     available, limit = len(train), HEAD_CACHE_BYTES // (4 * classifier.features)

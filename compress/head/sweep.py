@@ -1,4 +1,4 @@
-"""Accuracy of the paper's heads for every k1 and k2 (Badola et al., Figure 1)."""
+"""Accuracy of the paper's heads for every k1 and k2 (Badola et al., "Decomposing the Deep", Figure 1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,11 @@ from ...errors import SlimrankError
 from ...evaluate.data import Data
 from ...evaluate.pages.plots import heat_table
 from ...files import write_text
-from ..channels.features import Moments, Votes, cached, classifier, features
-from ..channels.tracing import channel_map
+from ..channels.features import Moments, Votes, cached, features
 from ..network.checkpoint import Checkpoint
+from .classifier import Classifier
 from .cluster import Subspaces
 from .fit import assemble, refitted, top1, truncated
-from .select import centred
 
 
 @dataclass(frozen=True)
@@ -46,29 +45,25 @@ class Sweep:
 
 
 def sweep(checkpoint: Checkpoint, data: Data, ks: Sequence[int], *, fit: str = "truncate", layer: str | None = None) -> Sweep:
-    """The histogram's heads for all pairs of `ks`, truncated, or refitted when `fit` is not truncate."""
-    channels = channel_map(checkpoint.model, checkpoint.example())
-    name, dense = classifier(checkpoint.model, channels, layer)
-    classes, m = dense.weight.shape
+    """Measure the heads that the votes choose for all pairs of `ks`, truncated, or refitted when `fit` is not truncate."""
+    given = Classifier.of(checkpoint, layer)
     ks = sorted(set(ks))
-    if not ks or ks[0] < 1 or ks[-1] > m:
-        raise SlimrankError(f"`sweep` {','.join(map(str, ks))}: the classifier reads {m} features; choose 1 to {m}")
-    weight, bias = (
-        dense.weight.detach().cpu(),
-        dense.bias.detach().cpu() if dense.bias is not None else dense.weight.new_zeros(classes),
-    )
-    moments, votes = Moments(), [Votes(classes, k) for k in ks]
-    for x, labels in features(checkpoint.model, name, data.split("train").batches()):
+    if not ks or ks[0] < 1 or ks[-1] > given.features:
+        asked, most = ",".join(map(str, ks)), given.features
+        raise SlimrankError(f"`sweep` {asked}: the classifier reads {most} features; choose 1 to {most}")
+    weight, bias = given.target(fit)
+    moments, ballots = Moments(), [Votes(given.classes, k) for k in ks]
+    for x, labels in features(checkpoint.model, given.layer, data.split("train").batches()):
         moments.add(x)
-        for one in votes:
-            one.add(x, labels)
-    seen = cached(features(checkpoint.model, name, data.split("test").batches()))
-    found = []
-    for one in votes:
-        row = []
-        for k2 in ks:
-            spaces = Subspaces(one.choose(k2))
-            made = truncated(weight, bias, spaces) if fit == "truncate" else refitted(*centred(weight, bias), moments, spaces)
-            row.append(top1(assemble(*made, spaces, m, "dense"), seen))
-        found.append(row)
-    return Sweep(list(ks), list(ks), found, top1(dense, seen), "truncate" if fit == "truncate" else "refit", len(seen.labels))
+        for votes in ballots:
+            votes.add(x, labels)
+    seen = cached(features(checkpoint.model, given.layer, data.split("test").batches()))
+
+    def accuracy_of(votes: Votes, k2: int) -> float:
+        spaces = Subspaces(votes.choose(k2))
+        fitted = truncated(weight, bias, spaces) if fit == "truncate" else refitted(weight, bias, moments, spaces)
+        return top1(assemble(*fitted, spaces, given.features, "dense"), seen)
+
+    top1s = [[accuracy_of(votes, k2) for k2 in ks] for votes in ballots]
+    fit = "truncate" if fit == "truncate" else "refit"
+    return Sweep(list(ks), list(ks), top1s, top1(given.dense, seen), fit, len(seen.labels))
