@@ -1,78 +1,110 @@
-"""slimrank VERB: one short function a verb; parse, call, print. No logic lives here."""
+"""slimrank VERB: a table of verbs, and one short function for each; parse, call, print. No logic lives here."""
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slimrank.arguments import flags, parser
+from slimrank.arguments import Verb, flags, parser
+from slimrank.compress.explain.options import ExplainOptions
+from slimrank.compress.head.options import FinalLayerOptions, HeadOptions
+from slimrank.compress.network.reading import Reading
+from slimrank.compress.options import CompressOptions
+from slimrank.compress.rankers import RANKERS
+from slimrank.compress.stages.options import (
+    BenchOptions,
+    Common,
+    CompareOptions,
+    EvaluateOptions,
+    InspectOptions,
+    PruneOptions,
+    RankOptions,
+    ScoresOption,
+    SensitivityOptions,
+    StartOption,
+    SweepOption,
+    TeacherOptions,
+)  # fmt: skip
+from slimrank.compress.training.recipe import Interpretable, Recipe
 from slimrank.errors import SlimrankError, flagged, near
-from slimrank.option import options as declared
+from slimrank.evaluate.dataspec import DataSpec
+from slimrank.files import output
+from slimrank.option import built, options
+
+if TYPE_CHECKING:
+    from slimrank.compress.network.checkpoint import Checkpoint
+    from slimrank.compress.pipeline import Run
+    from slimrank.evaluate.data import Data
+
+Result = tuple[dict[str, Any], str]
 
 
-def train(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def train(args: argparse.Namespace) -> Result:
     """train a network (or go on from a checkpoint) and write a slim checkpoint"""
-    from slimrank.compress.stages import training
-    from slimrank.files import output
+    from slimrank.compress.network.checkpoint import save
+    from slimrank.compress.stages.finetune import finetune, untrained
 
-    output(args.out, ".safetensors", getattr(args, "checkpoint", None))
-    made, result = training.from_scratch_or_checkpoint(
-        args.model, args.model_arg, args.start, reading(args), opener(args), interpretable(args),
-        size=args.size, progress=part(args.out),
-    )  # fmt: skip
-    training.save(made, args.out)
+    output(args.out, ".safetensors", args.start)
+    reading, spec = asked(Reading(), args), spec_of(args)
+    recipe = asked(Interpretable(), args).added_to(asked(TRAINING, args), from_scratch=args.start is None)
+    if args.start is not None:
+        given = reading.load(args.start)
+    elif reading.model is None:
+        raise SlimrankError("train needs `model` NAME (a fresh network) or `start` CKPT")
+    else:
+        seen = {"size": reading.size, "mean": reading.mean, "std": reading.std}
+        given = untrained(reading.model, dict(reading.model_arg), spec, seed=args.seed, **seen)
+    done = finetune(given, spec.open(given.preprocessing), recipe, progress=part(args.out), step="train")
+    save(done.checkpoint, args.out)
     part(args.out).unlink(missing_ok=True)
-    return {**result, "out": str(args.out)}, f"{result['says']}\nwritten: {args.out}"
+    result = {"top1": done.top1_after, "epochs": done.training.epochs, **done.to_dict(), "out": str(args.out)}
+    return result, f"{done}\nwritten: {args.out}"
 
 
-def inspect(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def inspect(args: argparse.Namespace) -> Result:
     """layers, filter groups, what can be pruned, what not and why"""
     from slimrank.compress.stages.inspect import inspect
 
-    if args.time:
-        from slimrank.evaluate.latency import check_settings
-
-        check_settings(["cpu"], args.batch, args.threads)
-        if args.providers != ["cpu"] or len(args.threads) > 1:
-            raise SlimrankError("layers are timed on the CPU provider at one thread count; leave out --providers, give one")
-    found = inspect(checkpoint(args), timed=args.time, batches=tuple(args.batch), threads=args.threads[0])
+    found = inspect(asked(Reading(), args).load(args.checkpoint), asked(InspectOptions(), args))
     return found.to_dict(), str(found)
 
 
-def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def evaluate(args: argparse.Namespace) -> Result:
     """accuracy of a checkpoint or an .onnx file on the test split"""
-    from slimrank.compress.stages import evaluation
+    from slimrank.compress.stages.evaluate import evaluate, evaluate_onnx
 
-    if str(args.checkpoint).endswith(".onnx"):
-        found = evaluation.of_onnx(args.checkpoint, opener(args), reading(args), args.providers[0], args.split)
+    if args.checkpoint.suffix == ".onnx":
+        seen = {"size": args.size, "mean": args.mean, "std": args.std}
+        found = evaluate_onnx(args.checkpoint, spec_of(args), split=args.split, provider=args.providers[0], **seen)
     else:
-        found = evaluation.of_checkpoint(checkpoint(args), opener(args), args.split, args.device)
+        checkpoint, data = given(args)
+        found = evaluate(checkpoint, data, split=args.split, device=args.device)
     return found.to_dict(), str(found)
 
 
-def rank(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def rank(args: argparse.Namespace) -> Result:
     """score every filter; writes a scores file and a bar chart"""
-    from slimrank.compress import rankers
-    from slimrank.compress.stages import ranking
-    from slimrank.files import output
+    from slimrank.compress.stages.rank import rank
+    from slimrank.evaluate.pages.plots import bars
+    from slimrank.files import ready, write_text
 
+    chart = args.out.with_suffix(".svg")
     output(args.out, ".json")
-    every = [known for record in rankers.RANKERS.values() if record.options for known in declared(record.options)]
-    options = {name: getattr(args, name) for name in every}
-    scores, chart = ranking.rank(
-        checkpoint(args), args.ranker, opener(args) if args.data else None, args.out,
-        layers=args.layer, seed=args.seed, device=args.device, **options,
-    )  # fmt: skip
+    ready(chart)
+    own = {name: value for name in RANKER_OPTIONS if (value := getattr(args, name)) is not None and value is not False}
+    checkpoint, data = perhaps(args)
+    layers = None if args.layer is None else list(args.layer)
+    scores = rank(checkpoint, args.ranker, data, layers=layers, seed=args.seed, device=args.device, **own)
+    scores.save(args.out)
+    write_text(chart, bars(scores.scores))
     return {**scores.to_dict(), "out": str(args.out), "chart": str(chart)}, f"{scores}\nwritten: {args.out}, {chart}"
 
 
-def compare_ranks(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def compare_ranks(args: argparse.Namespace) -> Result:
     """two scores files: rank correlation and overlap of the top, layer by layer"""
     from slimrank.compress.rankers.compare import compare_files
-    from slimrank.files import output
 
     if args.out:
         output(args.out, ".svg")
@@ -81,41 +113,24 @@ def compare_ranks(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return found.to_dict(), f"{found}" + (f"\nwritten: {args.out}" if args.out else "")
 
 
-def prune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """cut the filters that matter least, to a budget"""
-    from slimrank.compress.pruning.budget import Cut
-    from slimrank.compress.stages import ranking
-    from slimrank.files import output
-
-    output(args.out, ".safetensors", args.checkpoint)
-    if (args.batch or args.threads or args.providers) and args.latency is None and not args.timed:
-        raise SlimrankError(
-            "--batch, --threads and --providers say what --latency and --timed measure; add one, or leave them out"
-        )
-    batches, threads, providers = args.batch or [1], args.threads or [1], args.providers or ["cpu"]
-    if len(threads) > 1 or len(providers) > 1:
-        raise SlimrankError("prune times at one --threads and one --provider; name one of each")
-    cut = Cut(
-        args.ratio, args.macs, args.params, args.latency, args.max_drop, args.scope, args.align, tuple(args.protect),
-        args.min_filters, args.timed, tuple(batches), threads[0], providers[0],
-    )  # fmt: skip
-    result = ranking.prune(
-        checkpoint(args), args.out, opener(args) if args.data else None, cut, recipe(args),
-        ranker=args.ranker, scores=args.scores, recalibrated=args.recalibrate, device=args.device, say=say,
-    )  # fmt: skip
-    return result, f"{result['table']}\nwritten: {args.out}"
-
-
-def sensitivity(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def sensitivity(args: argparse.Namespace) -> Result:
     """accuracy of every layer against its own ratio, before fine-tuning; a scores file for --scope global, and a figure"""
+    from slimrank.compress.rankers import DEFAULT
     from slimrank.compress.rankers.sensitivity import sensitivity_table
-    from slimrank.compress.stages import ranking
-    from slimrank.files import output
+    from slimrank.compress.stages.rank import measured_sensitivity
+    from slimrank.evaluate.pages.plots import curves
+    from slimrank.files import ready, write_text
 
+    chart = args.out.with_suffix(".svg")
     output(args.out, ".json")
-    scores, chart = ranking.measured_sensitivity(
-        checkpoint(args), opener(args), args.out, ranker=args.ranker, layers=args.layer, seed=args.seed, device=args.device
+    ready(chart)
+    checkpoint, data = given(args)
+    layers = None if args.layer is None else list(args.layer)
+    scores = measured_sensitivity(
+        checkpoint, data, ranker=args.ranker or DEFAULT, layers=layers, seed=args.seed, device=args.device
     )
+    scores.save(args.out)
+    write_text(chart, curves(scores.sensitivity or {}))
     return {
         **scores.to_dict(),
         "out": str(args.out),
@@ -123,150 +138,160 @@ def sensitivity(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     }, f"{sensitivity_table(scores)}\nwritten: {args.out}, {chart}"
 
 
-def finetune(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def prune(args: argparse.Namespace) -> Result:
+    """cut the filters that matter least, to a budget"""
+    from slimrank.compress.network.checkpoint import save
+    from slimrank.compress.rankers.scores import FilterScores
+    from slimrank.compress.stages.place import beside, identity
+    from slimrank.compress.stages.prune import prune
+    from slimrank.option import flat
+
+    output(args.out, ".safetensors", args.checkpoint)
+    wanted = asked(PruneOptions(), args)
+    wanted.check(args.data is not None, args.scores is not None)
+    if args.ranker and args.scores:
+        raise SlimrankError("give `ranker` or `scores`, not both")
+    checkpoint, data = perhaps(args)
+    scores = FilterScores.load(args.scores) if args.scores else None
+    place = None
+    if wanted.long:
+        spec = asked(DataSpec(data=""), args)
+        place = beside(args.out, identity(args.checkpoint, {**flat(spec), **flat(wanted)}))
+    cut = prune(checkpoint, data, wanted, scores=scores, place=place, say=say)
+    save(cut.checkpoint, args.out)
+    if place is not None:
+        place.remove()
+    return {**cut.to_dict(), "out": str(args.out)}, f"{cut}\nwritten: {args.out}"
+
+
+def finetune(args: argparse.Namespace) -> Result:
     """train a checkpoint on, with or without a teacher"""
-    from slimrank.compress.network.checkpoint import load
-    from slimrank.compress.stages import training
-    from slimrank.files import output
+    from slimrank.compress.network.checkpoint import load, save
+    from slimrank.compress.stages.finetune import finetune
 
-    output(args.out, ".safetensors", getattr(args, "checkpoint", None))
-    own = args.teacher is not None and args.teacher.suffix == ".safetensors"  # says itself how it sees images
-    seen = {} if own else {"size": args.size, "mean": args.mean, "std": args.std, "trust_pickle": args.trust_pickle}
-    teacher = load(args.teacher, name=args.teacher_model, **seen) if args.teacher else None
-    made, result = training.finetune(checkpoint(args), opener(args), teacher, recipe(args), progress=part(args.out))
-    training.save(made, args.out)
+    output(args.out, ".safetensors", args.checkpoint)
+    teacher = None
+    if args.teacher is not None:
+        own = args.teacher.suffix == ".safetensors"  # says itself how it sees images
+        seen = {} if own else {"size": args.size, "mean": args.mean, "std": args.std, "trust_pickle": args.trust_pickle}
+        teacher = load(args.teacher, model=args.teacher_model, **seen)
+    checkpoint, data = given(args)
+    done = finetune(checkpoint, data, asked(Recipe(), args), teacher=teacher, progress=part(args.out))
+    save(done.checkpoint, args.out)
     part(args.out).unlink(missing_ok=True)
-    return {**result, "out": str(args.out)}, f"{result['says']}\nwritten: {args.out}"
+    return {**done.to_dict(), "out": str(args.out)}, f"{done}\nwritten: {args.out}"
 
 
-def specialize(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def specialize(args: argparse.Namespace) -> Result:
     """replace the classifier by sparse class-specific subspaces"""
-    from slimrank.compress.head.options import HeadOptions
     from slimrank.compress.head.specialize import specialize
     from slimrank.compress.head.sweep import sweep
     from slimrank.compress.network.checkpoint import save
-    from slimrank.files import output
 
-    output(args.out, ".safetensors", getattr(args, "checkpoint", None))
-    options = HeadOptions(
-        select=args.select, fit=args.fit, layout=args.layout, k1=args.k1, k2=args.k2, groups=args.groups, tile=args.tile,
-        adjacent=args.adjacent, rescore=args.rescore, probe=args.probe, agreement=args.agreement, max_drop=args.max_drop,
-        layer=args.layer,
-        batch=tuple(args.batch), threads=tuple(args.threads), providers=tuple(args.providers), seed=args.seed,
-    )  # fmt: skip
-    options.check()
-    given = checkpoint(args)
-    data = opener(args)(given.preprocessing)
-    swept = sweep(given, data, args.sweep, fit=options.fit, layer=options.layer) if args.sweep else None
-    made = specialize(given, data, options)
-    result = made.result
-    save(made.checkpoint, args.out)
-    found, told = result.to_dict(), f"{result}\nwritten: {args.out}"
+    output(args.out, ".safetensors", args.checkpoint)
+    wanted = asked(HeadOptions(), args)
+    wanted.check()
+    checkpoint, data = given(args)
+    swept = sweep(checkpoint, data, args.sweep, fit=args.fit, layer=args.layer) if args.sweep else None
+    special = specialize(checkpoint, data, wanted)
+    save(special.checkpoint, args.out)
+    result, text = special.result.to_dict(), f"{special.result}\nwritten: {args.out}"
     if swept is not None:
-        found, told = {**found, "sweep": swept.to_dict()}, f"{told}, {swept.save(args.out.with_suffix('.svg'))}\n{swept}"
-    return {**found, "out": str(args.out)}, told
+        result, text = {**result, "sweep": swept.to_dict()}, f"{text}, {swept.save(args.out.with_suffix('.svg'))}\n{swept}"
+    return {**result, "out": str(args.out)}, text
 
 
-def explain(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def explain(args: argparse.Namespace) -> Result:
     """which features each class lives on, what filters answer to, and the concepts that they detect"""
-    from slimrank.compress.explain.explain import ExplainOptions
-    from slimrank.compress.explain.explain import explain as explained
+    from slimrank.compress.explain.explain import explain
     from slimrank.compress.explain.explanation import check_out
 
     check_out(args.out)
-    given = checkpoint(args)
-    options = ExplainOptions(args.k1, args.k2, args.layer, args.concepts, args.seed, args.device)
-    found = explained(given, opener(args)(given.preprocessing), options, say)
+    checkpoint, data = given(args)
+    found = explain(checkpoint, data, asked(ExplainOptions(), args), say)
     written = found.save(args.out)
     return {**found.to_dict(), "out": str(args.out)}, f"{found}\nwritten: {', '.join(map(str, written))}"
 
 
-def export(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def export(args: argparse.Namespace) -> Result:
     """write ONNX and compare it with PyTorch"""
-    from slimrank.compress.stages import evaluation
-    from slimrank.files import output
+    from slimrank.compress.stages.export import export
 
     output(args.out, ".onnx", args.checkpoint)
-    result = evaluation.export(checkpoint(args), args.out, opener(args) if args.data else None)
-    return result, f"{result['path']}: {result['bytes']:,} bytes\n{result['says']}"
+    checkpoint, data = perhaps(args)
+    done = export(checkpoint, args.out, data)
+    return done.to_dict(), str(done)
 
 
-def bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def bench(args: argparse.Namespace) -> Result:
     """latency of .onnx files in ONNX Runtime, in one interleaved run"""
     from slimrank.evaluate.latency import compare
 
-    names = {path.name if len({p.name for p in args.models}) == len(args.models) else str(path): path for path in args.models}
+    unique = len({path.name for path in args.models}) == len(args.models)
+    names = {path.name if unique else str(path): path for path in args.models}
     found = compare(names, providers=args.providers, batches=args.batch, threads=args.threads, seconds=args.seconds)
     return found.to_dict(), str(found)
 
 
-def bench_head(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def bench_head(args: argparse.Namespace) -> Result:
     """latency of the final layer alone: dense against class-specific subspaces"""
     from slimrank.compress.head.bench import bench_final_layer
-    from slimrank.compress.head.options import FinalLayerOptions
 
-    options = FinalLayerOptions(
-        features=args.features, classes=args.classes, k=args.k, layout=tuple(args.layout), groups=args.groups, tile=args.tile,
-        rescore=args.rescore, probe=args.probe,
-        batch=tuple(args.batch), threads=tuple(args.threads), providers=tuple(args.providers),
-    )  # fmt: skip
-    found = bench_final_layer(checkpoint(args) if args.checkpoint else None, options, seed=args.seed)
+    checkpoint = asked(Reading(), args).load(args.checkpoint) if args.checkpoint else None
+    found = bench_final_layer(checkpoint, asked(FinalLayerOptions(), args), seed=args.seed)
     return found.to_dict(), str(found)
 
 
-def compress(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def compress(args: argparse.Namespace) -> Result:
     """everything: rank, prune, fine-tune, specialise, export, bench, report"""
-    from slimrank.compress.options import Options
+    from dataclasses import replace
+
     from slimrank.compress.pipeline import start
-    from slimrank.compress.rankers import DEFAULT
 
-    options = Options(
-        data=args.data, validation=args.validation, limit=args.limit, download=args.download, ranker=args.ranker or DEFAULT,
-        ratio=args.ratio, macs=args.macs, params=args.params, latency=args.latency, max_drop=args.max_drop, scope=args.scope,
-        align=args.align, protect=tuple(args.protect), min_filters=args.min_filters, timed=args.timed, steps=args.steps,
-        recover=args.recover, epochs=args.epochs, lr=args.lr, augment=args.augment, label_smoothing=args.label_smoothing,
-        patience=args.patience, precision=args.precision, distill=args.distill, head=args.head,
-        select=args.select, fit=args.fit, k1=args.k1, k2=args.k2, rescore=args.rescore,
-        batch=tuple(args.batch), threads=tuple(args.threads), providers=tuple(args.providers), rivals=args.rivals,
-        seed=args.seed, device=args.device,
-    )  # fmt: skip
-    return finish(start(args.checkpoint, args.out, options, **reading(args)))
+    wanted = replace(asked(CompressOptions(), args), data=spec_of(args) if args.data else None)
+    return finish(start(args.checkpoint, args.out, wanted, **asked(Reading(), args).words))
 
 
-def demo(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def demo(args: argparse.Namespace) -> Result:
     """train a small CNN on digits, then all of `compress`; needs nothing"""
     from slimrank.compress.demo import prepare
 
     return finish(prepare(args.out, say))
 
 
-def finish(run: Any) -> tuple[dict[str, Any], str]:
+def finish(run: "Run") -> Result:
     report = run.finish(say)
-    bench = next(s for s in report["stages"] if s["name"] == "bench")
-    top = [report[side]["top1"] for side in ("baseline", "compressed")]
-    shown = "" if top[0] is None else f"top-1 {top[0]:.4f} -> {top[1]:.4f} on {report['test_images']:,} test images; "
+    table = next(stage["table"] for stage in report["stages"] if stage["name"] == "bench")
+    before, after = report["baseline"], report["compressed"]
+    shown = ""
+    if before["top1"] is not None:
+        shown = f"top-1 {before['top1']:.4f} -> {after['top1']:.4f} on {report['test_images']:,} test images; "
     return report, (
-        f"{bench['table']}\n{shown}MACs {report['baseline']['macs']:,} -> {report['compressed']['macs']:,}; "
-        f"ONNX bytes {report['baseline']['bytes']:,} -> {report['compressed']['bytes']:,}\n"
+        f"{table}\n{shown}MACs {before['macs']:,} -> {after['macs']:,}; ONNX bytes {before['bytes']:,} -> {after['bytes']:,}\n"
         f"written: {run.out / 'slim.safetensors'}, model.onnx, report.json, report.html"
     )
 
 
-def recipe(args: argparse.Namespace) -> Any:
-    from slimrank.compress.training.recipe import Recipe
-
-    return Recipe(
-        args.epochs, args.lr, augment=args.augment, label_smoothing=args.label_smoothing, patience=args.patience,
-        precision=args.precision, seed=args.seed, device=args.device, teacher_share=getattr(args, "teacher_share", 0.5),
-    )  # fmt: skip
+def asked(tree: Any, args: argparse.Namespace) -> Any:
+    """A dataclass of options with what the command line says."""
+    return built(tree, vars(args))
 
 
-def interpretable(args: argparse.Namespace) -> Any:
-    """The recipe of `train`, which alone knows block norm and gates."""
-    from slimrank.compress.training.recipe import Interpretable
+def spec_of(args: argparse.Namespace) -> DataSpec:
+    spec: DataSpec = asked(DataSpec(data=""), args)
+    return spec
 
-    asked = Interpretable(args.block_norm, args.activation_norm, args.spatial_norm, args.csg)
-    return asked.added_to(recipe(args), from_scratch=args.start is None)
+
+def given(args: argparse.Namespace) -> "tuple[Checkpoint, Data]":
+    """The checkpoint, and the data as the checkpoint sees images; both mean the same classes."""
+    checkpoint = asked(Reading(), args).load(args.checkpoint)
+    data = spec_of(args).open(checkpoint.preprocessing)
+    return checkpoint.with_classes(data), data
+
+
+def perhaps(args: argparse.Namespace) -> "tuple[Checkpoint, Data | None]":
+    """As `given`, where there is data."""
+    return given(args) if args.data else (asked(Reading(), args).load(args.checkpoint), None)
 
 
 def part(out: Path) -> Path:
@@ -275,58 +300,68 @@ def part(out: Path) -> Path:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(flagged(line, FLAGS), file=sys.stderr, flush=True)
 
 
-def reading(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "name": args.model, "arguments": args.model_arg, "mean": args.mean, "std": args.std, "size": args.size,
-        "trust_pickle": args.trust_pickle,
-    }  # fmt: skip
+def with_flags(value: Any) -> Any:
+    """JSON whose texts name flags, as the command line does, in place of parameters."""
+    if isinstance(value, dict):
+        return {key: with_flags(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_flags(part) for part in value]
+    return flagged(value, FLAGS) if isinstance(value, str) else value
 
 
-def checkpoint(args: argparse.Namespace) -> Any:
-    from slimrank.compress.network.checkpoint import load
-
-    return load(args.checkpoint, **reading(args))
-
-
-def opener(args: argparse.Namespace) -> Callable[[Any], Any]:
-    """The data set, once the model's preprocessing is known."""
-    from slimrank.evaluate.data import open_data
-
-    def opened(preprocessing: Any) -> Any:
-        return open_data(
-            args.data, preprocessing, validation=args.validation, limit=args.limit, seed=args.seed, download=args.download
-        )
-
-    return opened
-
-
-VERBS: dict[str, Callable[..., Any]] = {
-    "demo": demo, "train": train, "inspect": inspect, "evaluate": evaluate, "rank": rank, "compare-ranks": compare_ranks,
-    "sensitivity": sensitivity, "prune": prune, "finetune": finetune, "specialize": specialize, "export": export,
-    "bench": bench, "bench-head": bench_head, "explain": explain, "compress": compress,
+NO_DATA = DataSpec(data=None)  # type: ignore[arg-type]  # --data may be left out
+TRAINING = Recipe(epochs=20, lr=0.1)
+RANKER_OPTIONS = {
+    name: one for record in reversed(RANKERS.values()) if record.options for name, one in options(record.options).items()
 }  # fmt: skip
+SLIM = "slim checkpoint to write"
+RESUMED = ("compress", "demo", "train", "finetune", "prune")
+VERBS = {
+    "demo": Verb(demo, writes="folder for the results (default: demo)", default_out="demo"),
+    "train": Verb(train, (Reading, DataSpec, TRAINING, StartOption, Interpretable), writes=SLIM, without=("teacher_share",)),
+    "inspect": Verb(inspect, (Reading, InspectOptions), reads="checkpoint"),
+    "evaluate": Verb(evaluate, (Reading, DataSpec, EvaluateOptions), reads="checkpoint or .onnx file"),
+    "rank": Verb(
+        rank, (Reading, NO_DATA, RankOptions, *(r.options for r in RANKERS.values() if r.options)), reads="checkpoint",
+        writes="scores file to write (.json); the chart goes beside it", unasked=tuple(RANKER_OPTIONS),
+    ),
+    "compare-ranks": Verb(compare_ranks, (CompareOptions,), may_write="bar charts side by side (.svg)"),
+    "sensitivity": Verb(
+        sensitivity, (Reading, DataSpec, SensitivityOptions), reads="checkpoint",
+        writes="scores file to write (.json); the figure goes beside it",
+    ),
+    "prune": Verb(prune, (Reading, NO_DATA, PruneOptions, ScoresOption), reads="checkpoint", writes=SLIM),
+    "finetune": Verb(finetune, (Reading, DataSpec, Recipe, TeacherOptions), reads="checkpoint", writes=SLIM),
+    "specialize": Verb(specialize, (Reading, DataSpec, HeadOptions, SweepOption), reads="checkpoint", writes=SLIM),
+    "explain": Verb(
+        explain, (Reading, DataSpec, ExplainOptions), reads="checkpoint",
+        writes="folder for explain.json and explain.html (default: explain)", default_out="explain",
+    ),
+    "export": Verb(export, (Reading, NO_DATA), reads="checkpoint", writes="ONNX file to write"),
+    "bench": Verb(bench, (BenchOptions,)),
+    "bench-head": Verb(bench_head, (Reading, FinalLayerOptions), may_read="take the final layer of this checkpoint"),
+    "compress": Verb(compress, (Reading, NO_DATA, CompressOptions), reads="checkpoint", writes="folder for the results"),
+}  # fmt: skip
+COMMON = (Common,)
+FLAGS = flags(VERBS.values(), COMMON)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit status: 0 done, 1 an error in one line on stderr, 2 usage."""
-    args = parser(VERBS).parse_args(argv)
-    if hasattr(args, "model_arg"):
-        args.model_arg = dict(args.model_arg) or None
+    args = parser(VERBS, COMMON).parse_args(argv)
     try:
         check_device(args.device)
-        result, text = args.run(args)
+        result, text = VERBS[args.verb].run(args)
     except SlimrankError as error:
         if args.debug:
             raise
-        say("error: " + flagged(" ".join(str(error).split()), flags()))
+        say("error: " + " ".join(str(error).split()))
         return 1
     except KeyboardInterrupt:
-        goes_on = ("compress", "demo", "train", "finetune")
-        again = f"; `slimrank {args.verb}` goes on when run again" if args.verb in goes_on else ""
-        say(f"error: interrupted{again}")
+        say("error: interrupted" + (f"; `slimrank {args.verb}` goes on when run again" if args.verb in RESUMED else ""))
         return 130
     except BrokenPipeError:
         return 1
@@ -341,9 +376,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.validation.startswith("train"):
             say(SEEN)
     try:
-        print(text, file=sys.stderr if args.json else sys.stdout)
+        print(flagged(text, FLAGS), file=sys.stderr if args.json else sys.stdout)
         if args.json:
-            print(json.dumps(result))
+            print(json.dumps(with_flags(result)))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read it has seen enough, as `| head` has; the work is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -357,7 +392,7 @@ def check_device(device: str) -> None:
     if kind not in ("cpu", "cuda"):
         raise SlimrankError(f"no device {device!r}; {near(device, ['cpu', 'cuda'])}")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise SlimrankError("--device cuda: PyTorch sees no CUDA device; leave --device out, or check the driver")
+        raise SlimrankError("`device` cuda: PyTorch sees no CUDA device; leave `device` out, or check the driver")
 
 
 if __name__ == "__main__":

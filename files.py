@@ -14,10 +14,10 @@ def output(path: str | Path, suffix: str, *inputs: str | Path | None) -> Path:
     """Check before long work: `path` ends in `suffix`, is none of the files read, and can be written; make its folder."""
     path = Path(path)
     if path.suffix != suffix:
-        raise SlimrankError(f"--out {path} must end in {suffix}, as {path.with_suffix(suffix).name}")
+        raise SlimrankError(f"`out` {path} must end in {suffix}, as {path.with_suffix(suffix).name}")
     for given in inputs:
         if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
-            raise SlimrankError(f"--out {path} is the file that is read; name another one")
+            raise SlimrankError(f"`out` {path} is the file that is read; name another one")
     return ready(path)
 
 
@@ -35,7 +35,7 @@ def whole(path: str | Path) -> Iterator[Path]:
             temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
-        raise SlimrankError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from error
+        raise SlimrankError(f"cannot write {path}: {error.strerror or error}; choose another place with `out`") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,12 +46,12 @@ def ready(path: str | Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise SlimrankError(f"cannot write {path}: it is a folder; name a file with --out")
+            raise SlimrankError(f"cannot write {path}: it is a folder; name a file with `out`")
         probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise SlimrankError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from error
+        raise SlimrankError(f"cannot write {path}: {error.strerror or error}; choose another place with `out`") from error
     return path
 
 

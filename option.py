@@ -3,8 +3,8 @@
 Nothing heavy is imported here: every option of every verb is read before torch is.
 """
 
-from collections.abc import Callable
-from dataclasses import Field, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 
@@ -17,19 +17,95 @@ def option(
     metavar: str | None = None,
     choices: tuple[str, ...] | None = None,
     repeat: bool = False,
+    positional: bool | str = False,
 ) -> Any:
     """Declare a dataclass field that the command line offers as well.
 
     `help`: what `--help` says; "{default}" in it becomes the verb's default. `flag`: only where it is not the field's
     name with dashes. `read`: text to value, only where the annotation does not tell (int, float, str, bool, tuples of
     these as comma-separated lists, each or None). `repeat`: the flag may be given again and again and fills a tuple.
+    `positional`: no flag; a text says how many ("+", "2").
     """
     described = {
         "help": help, "flag": flag, "read": read, "metavar": metavar, "choices": choices, "repeat": repeat,
+        "positional": positional,
     }  # fmt: skip
     return field(default=default, metadata={"option": described})
 
 
-def options(owner: type) -> dict[str, Field[Any]]:
-    """The fields of a dataclass that were declared with `option`, by name, in order."""
-    return {f.name: f for f in fields(owner) if "option" in f.metadata}
+def nested(default: Any, *, only: tuple[str, ...] = (), without: tuple[str, ...] = (), unasked: bool = False) -> Any:
+    """Declare a field that is itself a dataclass of options; its default says the defaults.
+
+    `only` or `without` choose which of its options are offered here. `unasked`: the parser's default of each is None, and
+    where none is given the field is None, so that its owner can tell.
+    """
+    described = {"only": only, "without": without, "unasked": unasked, "default": default}
+    return field(default=None if unasked else default, metadata={"nested": described})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a tree of dataclasses: its field, its owner's class, and the default that it has there.
+
+    `told`: the default for `--help`, where the parser's own is None so that what was not given can be told.
+    """
+
+    field: Field[Any]
+    owner: type
+    default: Any
+    told: Any = None
+
+    def unasked(self) -> "Option":
+        return replace(self, default=None, told=self.default)
+
+
+def options(tree: Any) -> dict[str, Option]:
+    """Every option of an instance of a dataclass (or of the class, with its defaults) and those nested in it, by name.
+
+    An option that stands in several places is one: the outermost says its default, then the first.
+    """
+    owner = tree if isinstance(tree, type) else type(tree)
+    found = {
+        one.name: Option(one, owner, one.default if tree is owner else getattr(tree, one.name))
+        for one in fields(owner)
+        if "option" in one.metadata
+    }
+    for one in fields(owner):
+        if "nested" in one.metadata:
+            for name, inner in options(_inside(tree, one)).items():
+                if _offered(one, name):
+                    found.setdefault(name, inner.unasked() if one.metadata["nested"]["unasked"] else inner)
+    return found
+
+
+def built(tree: Any, given: Mapping[str, Any]) -> Any:
+    """A copy of an instance of a dataclass of options with the values of `given`, by option name, wherever they belong."""
+    changes: dict[str, Any] = {}
+    for one in fields(tree):
+        if "option" in one.metadata and one.name in given:
+            value = given[one.name]
+            changes[one.name] = tuple(value) if isinstance(value, list) else value
+        elif "nested" in one.metadata:
+            inner = _inside(tree, one)
+            mine = {name: given[name] for name in options(inner) if _offered(one, name) and name in given}
+            if one.metadata["nested"]["unasked"]:
+                mine = {name: value for name, value in mine.items() if value is not None}
+                if not mine:
+                    continue
+            changes[one.name] = built(inner, mine)
+    return replace(tree, **changes)
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """Every option's value by name, nested ones included; of equal names the outermost, then the first, counts."""
+    return {name: option.default for name, option in options(tree).items()}
+
+
+def _inside(tree: Any, one: Field[Any]) -> Any:
+    value = None if isinstance(tree, type) else getattr(tree, one.name)
+    return one.metadata["nested"]["default"] if value is None else value
+
+
+def _offered(one: Field[Any], name: str) -> bool:
+    only, without = one.metadata["nested"]["only"], one.metadata["nested"]["without"]
+    return (not only or name in only) and name not in without

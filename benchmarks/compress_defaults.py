@@ -20,9 +20,8 @@ from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.stages.ranking import calibration
+from slimrank.compress.stages.measure import recalibrated as anew
 from slimrank.compress.training.loop import train
-from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
@@ -75,7 +74,7 @@ def measure(
     path: str, spec: str, ranker: str,
     scope: str = "layer", align: int = 1, budget: float = 0.5, recalibrated: bool = False, taught: bool = False,
 ) -> dict:  # fmt: skip
-    checkpoint = load(path, name="resnet20-cifar")
+    checkpoint = load(path, model="resnet20-cifar")
     data = open_data(spec, checkpoint.preprocessing, validation="test:0.2")
     some = open_data(spec, checkpoint.preprocessing, validation="test:0.2", limit=15_000).train
     model, row = checkpoint.model, {}
@@ -84,7 +83,7 @@ def measure(
         scores = RANKERS[ranker](model, channels, some.batches(), classes=10, seed=0)
         plan = select(model, channels, scores, macs=budget, scope=scope, align=align)
         model = prune(model, channels, plan, checkpoint.example(2))
-        model = recalibrate(model, calibration(data, 0)) if recalibrated else model
+        model = anew(model, data, seed=0) if recalibrated else model
         row["macs"] = round(plan.macs_after / plan.macs_before, 4)
     row["test_before"] = accuracy(predictor(model), data.test.batches(), 10).top1
     model, training = train(model, some, None, Recipe(2, 0.05, precision="fp32"), teacher=checkpoint.model if taught else None)

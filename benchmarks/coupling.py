@@ -68,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    base = load(args.checkpoint, name="resnet20-cifar").model.double().eval()
+    base = load(args.checkpoint, model="resnet20-cifar").model.double().eval()
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     rows = []
     for name, written in WRITTEN.items():

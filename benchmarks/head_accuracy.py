@@ -188,8 +188,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = Rows("head_accuracy", args.minutes, torch=torch.__version__)
     try:
-        small = Bench("resnet20", load(args.checkpoint, name="resnet20-cifar"), args.data, rows)
-        large = Bench("resnet18", load(args.tiny_checkpoint, name="resnet18", size=64), args.tiny, rows)
+        small = Bench("resnet20", load(args.checkpoint, model="resnet20-cifar"), args.data, rows)
+        large = Bench("resnet18", load(args.tiny_checkpoint, model="resnet18", size=64), args.tiny, rows)
         for bench in (small, large):
             bench.rows.row(f"{bench.name} dense", lambda b=bench: b.measured(b.linear()))
         small.scattered(5)

@@ -18,7 +18,7 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.stages.training import fresh
+from slimrank.compress.stages.finetune import fresh
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor

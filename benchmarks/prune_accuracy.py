@@ -52,7 +52,7 @@ def main() -> None:
     rows = Rows("prune_accuracy", args.minutes, torch=torch.__version__, bf16=bf16(Recipe(1, 0.1)))
     try:
         if args.only != "resnet18":
-            small = Bench("resnet20", load(args.checkpoint, name="resnet20-cifar"), args.data, rows)
+            small = Bench("resnet20", load(args.checkpoint, model="resnet20-cifar"), args.data, rows)
             small.tune_dense()
             if args.only == "dense long":
                 return small.dense_long()
@@ -65,7 +65,7 @@ def main() -> None:
             small.longer("longer")
             small.longer("dense longer")
         if args.only in (None, "resnet18"):
-            large = Bench("resnet18", load(args.tiny_checkpoint, name="resnet18", size=64), args.tiny, rows)
+            large = Bench("resnet18", load(args.tiny_checkpoint, model="resnet18", size=64), args.tiny, rows)
             large.before()
             large.short()
     except OutOfTime:

@@ -21,17 +21,18 @@ from rows import OutOfTime, Rows
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.pruning.budget import Cut, plan
+from slimrank.compress.pruning.budget import costs_for, plan
+from slimrank.compress.pruning.options import Cut
 from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.stages.ranking import calibration
+from slimrank.compress.stages.measure import recalibrated
 from slimrank.compress.training.loop import train
-from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import compare, machine
+from slimrank.evaluate.timing import Timing
 from slimrank.export.to_onnx import export
 
 NETWORKS = {"resnet18": (64, (1, 32)), "resnet50": (224, (1, 8)), "mobilenet_v2": (224, (1, 32)), "vgg16_bn": (224, (1, 8))}
@@ -59,26 +60,27 @@ def measure(name: str, tiny: Path) -> dict:
     began = time.perf_counter()
     torch.manual_seed(0)
     size, batches = NETWORKS[name]
-    model = (load(tiny, name="resnet18", size=size).model if name == "resnet18" else zoo.build(name)).eval()
+    model = (load(tiny, model="resnet18", size=size).model if name == "resnet18" else zoo.build(name)).eval()
     example = torch.randn(2, 3, size, size)
     channels = channel_map(model, example[:1])
     scores = RANKERS["l1"](model, channels)
     cuts = {
-        "plain": Cut(macs=0.5, align=1),
-        "aligned": Cut(macs=0.5),
-        "timed": Cut(macs=0.5, timed=True, batches=batches),
-        "latency": Cut(latency=0.5, batches=batches[:1]),
-        f"latency batch {batches[1]}": Cut(latency=0.5, batches=batches[1:]),
+        "plain": (Cut(macs=0.5, align=1), batches),
+        "aligned": (Cut(macs=0.5), batches),
+        "timed": (Cut(macs=0.5, timed=True), batches),
+        "latency": (Cut(latency=0.5), batches[:1]),
+        f"latency batch {batches[1]}": (Cut(latency=0.5), batches[1:]),
     }
     costs = None  # measured once, at both batch sizes
     row: dict = {"macs": {}, "params": {}, "asked": {}, "seconds": {}, "keep": {}}
     with tempfile.TemporaryDirectory() as folder:
         files = {"dense": export(model, example, Path(folder) / "dense.onnx", {})}
-        for way, cut in cuts.items():
+        for way, (cut, clocked) in cuts.items():
             start = time.perf_counter()
-            if cut.timed or cut.latency:
-                costs = costs or cuts["timed"].costs(model, channels, example)
-            made = plan(model, channels, scores, cut, example, costs if cut.timed or cut.latency else None)
+            costs = costs or costs_for(cut, model, channels, example, Timing(batch=batches))
+            made = plan(
+                model, channels, scores, cut, example, costs=costs if cut.clocked else None, timing=Timing(batch=clocked)
+            )
             row["macs"][way] = round(made.macs_after / made.macs_before, 4)
             row["params"][way] = round(
                 channels.params(model, channels.removed(made.keep)) / channels.params(model, channels.removed({})), 4
@@ -101,11 +103,11 @@ def measure(name: str, tiny: Path) -> dict:
 
 
 def accuracies(tiny: Path, spec: str, keep: dict[str, list[int]]) -> dict:
-    checkpoint = load(tiny, name="resnet18", size=64)
+    checkpoint = load(tiny, model="resnet18", size=64)
     data = open_data(spec, checkpoint.preprocessing, validation="test:0.2")
     channels = channel_map(checkpoint.model, checkpoint.example())
     model = prune(checkpoint.model, channels, PruningPlan(keep, 0, 0, {}, "layer", "l1"), checkpoint.example(2))
-    model = recalibrate(model, calibration(data, 0))
+    model = recalibrated(model, data, seed=0)
     before = accuracy(predictor(model), data.test.batches(), 200).top1
     model, training = train(model, data.train, data.validation, Recipe(1, 0.02))
     after = accuracy(predictor(model), data.test.batches(), 200).top1

@@ -17,7 +17,7 @@ from rows import OutOfTime, Rows
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.compare import compare_scores
-from slimrank.compress.stages.training import fresh
+from slimrank.compress.stages.finetune import fresh
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor

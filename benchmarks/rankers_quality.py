@@ -21,7 +21,7 @@ from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import DATA_FREE, RANKERS
 from slimrank.compress.rankers.scores import FilterScores
-from slimrank.compress.stages.training import fresh
+from slimrank.compress.stages.finetune import fresh
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
@@ -67,7 +67,7 @@ class Bench:
                 self.model = self.tune(self.checkpoint.model, 8, 0.05, whole=True)
                 torch.save(self.model.state_dict(), kept)
         else:
-            self.checkpoint = load(args.checkpoint, name="resnet20-cifar")
+            self.checkpoint = load(args.checkpoint, model="resnet20-cifar")
             self.data = open_data(args.data, self.checkpoint.preprocessing, validation="test:0.2")
             self.model = self.checkpoint.model
         self.model.eval()

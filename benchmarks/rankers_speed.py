@@ -34,7 +34,7 @@ class Naive:
 
     def __init__(self, checkpoint: str, spec: str, images: int):
         torch.set_num_threads(2)
-        given = load(checkpoint, name="resnet20-cifar")
+        given = load(checkpoint, model="resnet20-cifar")
         self.model = given.model.eval()
         self.channels = channel_map(self.model, given.example())
         data = open_data(spec, given.preprocessing, validation="test:0.2", limit=images)
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float)
     args = parser.parse_args()
     torch.set_num_threads(2)
-    checkpoint = load(args.checkpoint, name="resnet20-cifar")
+    checkpoint = load(args.checkpoint, model="resnet20-cifar")
     data = open_data(args.data, checkpoint.preprocessing, validation="test:0.2", limit=args.images)
     model = checkpoint.model.eval()
     channels = channel_map(model, checkpoint.example())

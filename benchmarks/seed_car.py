@@ -20,7 +20,7 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.explain.filters import colour_order, kernel_colour, redundancy, survey_filters
 from slimrank.compress.explain.responses import Responses
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.rankers.car import rank
+from slimrank.compress.rankers import RANKERS
 from slimrank.evaluate.data import open_data
 
 LAYERS, FIRST, IMAGES = {"conv1": 17, "layer1.0.conv1": 14}, 20, 500  # with the paper's counts
@@ -35,14 +35,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = Rows("seed_car", args.minutes, torch=torch.__version__)
-    given = load(args.tiny_checkpoint, name="resnet18", size=64)
+    given = load(args.tiny_checkpoint, model="resnet18", size=64)
     data = open_data(args.tiny, given.preprocessing, validation="test:0.2")
     channels = channel_map(given.model, given.example())
     order = torch.randperm(len(data.validation), generator=torch.Generator().manual_seed(0))
     images = data.validation.subset(order[:IMAGES])
 
     def pruned(layer: str) -> dict:
-        found = rank(given.model, channels, images.batches(), classes=200, layers=[layer], greedy=True, remove=FIRST)
+        found = RANKERS["car"](given.model, channels, images.batches(), classes=200, layers=[layer], greedy=True, remove=FIRST)
         seen = survey_filters(Responses(given.model, channels, [layer]), images.batches(), given.preprocessing)
         colour = kernel_colour(given.model.conv1.weight.detach()) if layer == "conv1" else seen.colour[layer]
         order = found.order(layer)

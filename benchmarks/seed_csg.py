@@ -86,8 +86,8 @@ def main() -> None:
     args = two_networks(__doc__).parse_args()
     torch.set_num_threads(args.threads)
     rows = Rows("seed_csg", args.minutes, torch=torch.__version__)
-    small = Bench("resnet20", load(args.checkpoint, name="resnet20-cifar"), args.data, rows)
-    large = Bench("resnet18", load(args.tiny_checkpoint, name="resnet18", size=64), args.tiny, rows)
+    small = Bench("resnet20", load(args.checkpoint, model="resnet20-cifar"), args.data, rows)
+    large = Bench("resnet18", load(args.tiny_checkpoint, model="resnet18", size=64), args.tiny, rows)
     try:
         small.run()
         large.run()

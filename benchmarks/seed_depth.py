@@ -43,7 +43,7 @@ def main() -> None:
     rows = Rows("seed_depth", args.minutes, torch=torch.__version__)
 
     def decomposed(path: Path, name: str, spec: str, k: int) -> dict:
-        given = load(path, name=name)
+        given = load(path, model=name)
         data = open_data(spec, given.preprocessing, validation="test:0.2" if k == 5 else "train:0.01", limit=args.limit)
         options = HeadOptions(select="histogram", fit="truncate", layout="dense", k1=k, k2=k)
         found = specialize(given, data, options).result

@@ -36,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = Rows("seed_resnet20", args.minutes, torch=torch.__version__)
-    given = load(args.checkpoint, name="resnet20-cifar")
+    given = load(args.checkpoint, model="resnet20-cifar")
     data = open_data(args.data, given.preprocessing, validation="test:0.2")
 
     def top1(model) -> float:

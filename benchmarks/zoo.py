@@ -91,7 +91,7 @@ def measure(name: str, spec: str) -> dict:
         given, slim, onnx = (Path(folder) / n for n in ("given.pt", "slim.safetensors", "slim.onnx"))
         torch.save(lively(zoo.build(name, {"num_classes": 200}), x).state_dict(), given)
         done = run("prune", given, "--model", name, "--ranker", "l1", "--macs", 0.5, "-o", slim)
-        model = load(given, name=name).model.double()
+        model = load(given, model=name).model.double()
         channels = channel_map(model, x[:1].double())
         gone = channels.removed(done["keep"])
         with torch.inference_mode():

@@ -1,104 +1,89 @@
-"""What one `compress` run is asked for, checked before anything is read."""
+"""What one `compress` run is asked for: the stages' own options, checked before anything is read. Free of torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import SlimrankError, near
-from ..evaluate.latency import check_settings
+from ..evaluate.dataspec import DataSpec
+from ..evaluate.timing import Timing
+from ..option import flat, nested, option
 from .head.options import BY_GATES, HeadOptions
-from .pruning.budget import Cut
-from .rankers import DATA_FREE, DEFAULT, ranker
+from .pruning.options import BUDGETS, Cut
+from .rankers import DEFAULT
+from .stages.options import DEVICE, SEED, PruneOptions
 from .training.recipe import Recipe
 
 HEADS = ("auto", "linear", "gather", "tiled", "int8")
+HALF = Cut(macs=0.5)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What `compress` was asked for; a DIR made with other options is refused."""
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """What `compress` was asked for; a folder made with other options is refused.
 
-    data: str | None = None
-    validation: str = "train:0.1"
-    limit: int | None = None
-    download: bool = False
-    ranker: str = DEFAULT
-    ratio: float | None = None
-    macs: float | None = None
-    params: float | None = None
-    latency: float | None = None
-    max_drop: float | None = None
-    scope: str = "layer"
-    align: int | None = None
-    protect: tuple[str, ...] = ()
-    min_filters: int = 1
-    timed: bool = False
-    steps: int = 1
-    recover: int = 1  # epochs between steps
-    epochs: int = 5
-    lr: float = 0.02
-    augment: str | None = None
-    label_smoothing: float = 0.0
-    patience: int | None = None
-    precision: str = "auto"
-    distill: bool = False
-    head: str = "auto"
-    select: str | None = None
-    fit: str = "train"
-    k1: int | float | None = None
-    k2: int | str | None = None
-    rescore: int | str = 0
-    batch: tuple[int, ...] = (1, 8, 32)
-    threads: tuple[int, ...] = (1,)
-    providers: tuple[str, ...] = ("cpu",)
-    rivals: bool = False
-    scratch_epochs: int = 0  # epochs of a uniform network from scratch, beside the others; the demo sets it
-    seed: int = 0
-    device: str = "cpu"
+    Without a budget, half of the MACs are kept. `training` fine-tunes after the last cut, and every trial of `max_drop`;
+    `timing`, `seed` and `device` hold for all stages. `scratch_epochs`: of a uniform network from scratch beside the rivals.
+    """
 
-    def recipe(self, epochs: int, lr: float) -> Recipe:
-        return Recipe(
-            epochs, lr, augment=self.augment, label_smoothing=self.label_smoothing, patience=self.patience,
-            precision=self.precision, seed=self.seed, device=self.device,
-        )  # fmt: skip
+    data: DataSpec | None = None
+    pruning: PruneOptions = nested(PruneOptions(), without=("epochs", "batch", "threads", "providers"))
+    training: Recipe = nested(Recipe(epochs=5, lr=0.02), without=("teacher_share",))
+    subspaces: HeadOptions = nested(HeadOptions(), only=("select", "fit", "k1", "k2", "rescore"))
+    timing: Timing = nested(Timing())
+    head: str = option("auto", "auto (default: subspaces where they are faster), linear, gather, tiled, int8")
+    rivals: bool = option(False, "also train the dense model and a random cut equally long")
+    seed: int = option(0, SEED)
+    device: str = option("cpu", DEVICE)
+    scratch_epochs: int = 0
 
     @property
     def cut(self) -> Cut:
         """The budget asked for; half of the MACs where none is."""
-        none = all(v is None for v in (self.ratio, self.macs, self.params, self.latency, self.max_drop))
-        return Cut(
-            self.ratio, 0.5 if none else self.macs, self.params, self.latency, self.max_drop, self.scope, self.align,
-            self.protect, self.min_filters, self.timed, self.batch, self.threads[0], self.providers[0],
+        cut = self.pruning.cut
+        return replace(cut, macs=HALF.macs) if all(getattr(cut, name) is None for name in BUDGETS) else cut
+
+    @property
+    def finetuning(self) -> Recipe:
+        return replace(self.training, seed=self.seed, device=self.device)
+
+    @property
+    def prune(self) -> PruneOptions:
+        """The options of the prune stage; its trials are trained as the result would be."""
+        epochs = self.training.epochs if self.cut.max_drop is not None else 0
+        clock = replace(self.timing, threads=self.timing.threads[:1], providers=self.timing.providers[:1])
+        return replace(
+            self.pruning, cut=self.cut, timing=clock if self.cut.clocked else None,
+            training=replace(self.finetuning, epochs=epochs), seed=self.seed, device=self.device,
         )  # fmt: skip
 
     @property
-    def subspaces(self) -> HeadOptions:
-        """The head; k2 auto finds the smallest within a hundredth of top-1."""
-        return HeadOptions(
-            select=self.select, fit=self.fit, layout="auto" if self.head == "linear" else self.head, k1=self.k1, k2=self.k2,
-            rescore=self.rescore, batch=self.batch, threads=self.threads[:1], providers=self.providers[:1], seed=self.seed,
-            only_faster=self.head == "auto", report=True, rival=False,
+    def specialize(self) -> HeadOptions:
+        """The options of the head; k2 auto finds the smallest within a hundredth of top-1."""
+        return replace(
+            self.subspaces, layout="auto" if self.head == "linear" else self.head, batch=self.timing.batch,
+            threads=self.timing.threads[:1], providers=self.timing.providers[:1], seed=self.seed,
+            only_faster=self.head == "auto", rival=False,
         )  # fmt: skip
 
-    def check(self) -> None:
-        check_settings(self.providers, self.batch, self.threads)
-        self.cut.check()
-        record = ranker(self.ranker)
-        if self.steps < 1 or self.recover < 0:
-            raise SlimrankError(f"--steps is {self.steps}, --recover {self.recover}; at least 1 step, 0 epochs")
-        self.cut.step(0, self.steps)
-        if self.data is None and (self.max_drop is not None or self.steps > 1 or self.distill):
-            raise SlimrankError("--max-drop, --steps and --distill need images; add --data")
+    def check(self) -> "CompressOptions":
+        """Raise SlimrankError for what contradicts itself."""
+        self.timing.check()
+        images = self.data is not None
+        self.prune.check(images)
         if self.head not in HEADS:
             raise SlimrankError(f"no head {self.head!r}; {near(self.head, HEADS)}")
-        self.subspaces.check()
-        if self.select == BY_GATES:
-            raise SlimrankError("--select gates is for specialize: compress moves the weights that gates were trained with")
-        if self.data is None and record.split is not None:
-            raise SlimrankError(f"ranker {self.ranker} needs images; add --data, or take one of {', '.join(DATA_FREE)}")
-        if self.data is None and (self.rivals or self.head in ("gather", "tiled", "int8")):
-            raise SlimrankError("--rivals and --head gather, tiled or int8 need images; add --data")
-        self.recipe(max(1, self.epochs) if self.epochs >= 0 else self.epochs, self.lr).check()
+        self.specialize.check()
+        if self.subspaces.select == BY_GATES:
+            raise SlimrankError("`select` gates is for specialize: compress moves the weights that gates were trained with")
+        if not images and (self.rivals or self.head in ("gather", "tiled", "int8")):
+            raise SlimrankError("`rivals` and `head` gather, tiled or int8 need images; add `data`")
+        replace(self.training, epochs=max(1, self.training.epochs) if self.training.epochs >= 0 else -1).check()
+        return self
 
-
-def typed(value: object) -> str:
-    """An option's value as it is given on the command line."""
-    return "its default" if value is None else ",".join(map(str, value)) if isinstance(value, list) else repr(value)
+    def to_dict(self) -> dict[str, Any]:
+        """Every option by name, as the report holds it."""
+        spec = flat(self.data or DataSpec(data=None))  # type: ignore[arg-type]  # only to name the keys
+        return {
+            **spec, **flat(self), "ranker": self.pruning.ranker or DEFAULT,
+            "scratch_epochs": self.scratch_epochs,
+        }  # fmt: skip

@@ -52,7 +52,7 @@ def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
         seen += torch.bincount(labels.cpu(), minlength=classes)
         n += len(labels)
     if n == 0:
-        raise SlimrankError("no images to measure accuracy on; check --data and --limit")
+        raise SlimrankError("no images to measure accuracy on; check `data` and `limit`")
     per_class = (right / seen.clamp_min(1)).tolist()
     return Accuracy(float(right.sum()) / n, top5 / n, n, time.perf_counter() - start, per_class)
 

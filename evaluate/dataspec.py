@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class DataSpec:
     """A data set and its splits, not yet read: see `open_data`, which `open` calls, for every field."""
 
-    spec: str = option(MISSING, "digits, mnist:DIR, cifar10:DIR, folder:DIR, ...", flag="--data", metavar="SPEC")
+    data: str = option(MISSING, "digits, mnist:DIR, cifar10:DIR, folder:DIR, ...", metavar="SPEC")
     validation: str = option("train:0.1", "train:F or test:F (default train:0.1)")
     limit: int | None = option(None, "at most this many images of each split")
     seed: int = option(0, "of splits, random scores and training (default 0)")
@@ -24,5 +24,5 @@ class DataSpec:
         from .data import open_data
 
         return open_data(
-            self.spec, preprocessing, validation=self.validation, limit=self.limit, seed=self.seed, download=self.download
+            self.data, preprocessing, validation=self.validation, limit=self.limit, seed=self.seed, download=self.download
         )

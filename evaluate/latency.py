@@ -86,7 +86,7 @@ def check_provider(provider: str) -> str:
 def check_settings(providers: Sequence[str], batches: Sequence[int], threads: Sequence[int]) -> None:
     """Raise SlimrankError for settings that cannot be timed on this machine."""
     if min(batches) < 1 or min(threads) < 1:
-        raise SlimrankError(f"--batch {list(batches)} and --threads {list(threads)} must be at least 1")
+        raise SlimrankError(f"`batch` {list(batches)} and `threads` {list(threads)} must be at least 1")
     for provider in providers:
         check_provider(provider)
 
@@ -175,7 +175,7 @@ def compare(
     """
     check_settings(providers, batches, threads)
     if not 0 < seconds < 3600:
-        raise SlimrankError(f"--seconds is {seconds}, must be positive")
+        raise SlimrankError(f"`seconds` is {seconds}, must be positive")
     results: list[Latency] = []
     settings = [(p, t, b) for p in providers for t in threads for b in batches]
     for provider, thread, batch in tqdm(settings, desc="latency", leave=False, disable=None):

@@ -53,7 +53,7 @@ def parity(model: nn.Module, runner: Runner, batches: Iterable[tuple[Tensor, Any
         wide = reference.double()
         total, squares, count = total + float(wide.sum()), squares + float((wide**2).sum()), count + wide.numel()
     if not n:
-        raise SlimrankError("no images to compare the ONNX file on; check --data and --limit")
+        raise SlimrankError("no images to compare the ONNX file on; check `data` and `limit`")
     spread = max(squares / count - (total / count) ** 2, 0.0) ** 0.5
     if spread < 1e-12 or not torch.isfinite(torch.tensor(spread)):
         raise SlimrankError("the logits do not vary between images and classes: the model is dead, parity proves nothing")

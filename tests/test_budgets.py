@@ -8,10 +8,12 @@ import torch
 from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import zoo
-from slimrank.compress.pruning import budget as cutting
 from slimrank.compress.pruning import costs as costing
-from slimrank.compress.pruning.budget import Cut, plan, within_drop
+from slimrank.compress.pruning import latency_budget
+from slimrank.compress.pruning.accuracy_budget import within_drop
+from slimrank.compress.pruning.budget import plan
 from slimrank.compress.pruning.costs import Costs
+from slimrank.compress.pruning.options import Cut
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import prune
 from slimrank.compress.rankers import RANKERS
@@ -49,23 +51,23 @@ def test_parameters_are_met_and_exact(resnet, share):
 
 def test_protected_layers_stay_whole_and_the_least_possible_is_told(resnet):
     model, channels, scores = resnet
-    made = select(model, channels, scores, macs=0.6, protect=["layer1.0.conv1", "layer3.1.conv2"], minimum=5)
+    made = select(model, channels, scores, macs=0.6, protect=["layer1.0.conv1", "layer3.1.conv2"], min_filters=5)
     assert "layer1.0.conv1" not in made.keep  # a group that is not named stays whole
     assert "layer3.0.conv2" not in made.keep  # any member of the group will do
     assert min(len(kept) for kept in made.keep.values()) >= 5
     with pytest.raises(SlimrankError, match="near ones"):
         select(model, channels, scores, macs=0.5, protect=["layer9"])
     streams = ["conv1", "layer2.0.conv2", "layer3.0.conv2"]
-    with pytest.raises(SlimrankError, match=r"all of conv1, layer2.0.conv2, layer3.0.conv2, the least is a --macs") as told:
+    with pytest.raises(SlimrankError, match=r"all of conv1, layer2.0.conv2, layer3.0.conv2, the least is a `macs`") as told:
         select(model, channels, scores, macs=0.01, protect=streams)
     least = float(str(told.value).rsplit(" ", 1)[1])
     select(model, channels, scores, macs=least, protect=streams)  # what is told can be had
     with pytest.raises(SlimrankError, match="not protected"):
         select(model, channels, scores, macs=0.5, protect=[g.name for g in channels.groups if g.prunable])
-    with pytest.raises(SlimrankError, match=r"a tenth of the filters, as --scope global keeps.* the least is a --macs"):
+    with pytest.raises(SlimrankError, match=r"a tenth of the filters, as `scope` global keeps.* the least is a `macs`"):
         select(model, channels, scores, macs=0.005, scope="global")
-    with pytest.raises(SlimrankError, match=r"with 100 filters \(--min-filters\) left .* nothing can be cut at all"):
-        select(model, channels, scores, macs=0.5, minimum=100)
+    with pytest.raises(SlimrankError, match=r"with 100 filters \(`min_filters`\) left .* nothing can be cut at all"):
+        select(model, channels, scores, macs=0.5, min_filters=100)
     few = replace(scores, scores={"layer3.2.conv1": scores.scores["layer3.2.conv1"]})
     assert (
         "no scores for conv1, layer1.0.conv1, layer1.1.conv1 and 8 more: left whole"
@@ -73,7 +75,7 @@ def test_protected_layers_stay_whole_and_the_least_possible_is_told(resnet):
     )
     with pytest.raises(SlimrankError, match=r"no scores for conv1, .* and 8 more: left whole\), the least is"):
         select(model, channels, few, macs=0.5)
-    with pytest.raises(SlimrankError, match=r"--protect linear: no filter of it is ever cut \(its outputs"):
+    with pytest.raises(SlimrankError, match=r"`protect` linear: no filter of it is ever cut \(its outputs"):
         select(model, channels, scores, macs=0.5, protect=["linear"])
 
 
@@ -110,14 +112,14 @@ def test_a_latency_budget_is_held_to_by_the_clock(resnet, monkeypatch, bent):
     model, channels, scores = resnet
     promised = invented(model, channels, block=1)
     cuts = []
-    monkeypatch.setattr(cutting, "export", lambda made, example, path, about: path)
-    monkeypatch.setattr(cutting, "sliced", lambda model, channels, gone: cuts.append(gone))
-    monkeypatch.setattr(cutting, "time_share", lambda *_: promised.share(model, channels, cuts[-1]) ** bent)
-    made = plan(model, channels, scores, Cut(latency=0.5, align=1), torch.randn(2, 3, 32, 32), promised)
+    monkeypatch.setattr(latency_budget, "export", lambda made, example, path, about: path)
+    monkeypatch.setattr(latency_budget, "sliced", lambda model, channels, gone: cuts.append(gone))
+    monkeypatch.setattr(latency_budget, "time_share", lambda *_: promised.share(model, channels, cuts[-1]) ** bent)
+    made = plan(model, channels, scores, Cut(latency=0.5, align=1), torch.randn(2, 3, 32, 32), costs=promised)
     assert 0.475 <= made.budget["measured"] <= 0.525
     assert "measured" in made.note
     with pytest.raises(SlimrankError, match="the classifier alone"):
-        plan(model, channels, scores, Cut(latency=0.0001, align=1), torch.randn(2, 3, 32, 32), promised)
+        plan(model, channels, scores, Cut(latency=0.0001, align=1), torch.randn(2, 3, 32, 32), costs=promised)
 
 
 def test_the_largest_cut_within_a_drop():
@@ -132,7 +134,7 @@ def test_the_largest_cut_within_a_drop():
     cut, trials = within_drop(Cut(max_drop=0.05, protect=("a",)), trial, 0.9)
     assert 0.75 <= cut.macs <= 0.75 + 1 / 32
     assert cut.protect == ("a",)
-    assert [share for share, _ in trials] == asked
+    assert [trial.macs for trial in trials] == asked
     with pytest.raises(SlimrankError, match="fine-tune longer"):
         within_drop(Cut(max_drop=0.01), lambda cut: 0.5, 0.9)
 
@@ -143,7 +145,7 @@ def test_steps_multiply_to_the_whole_budget():
     assert Cut(ratio=0.75).step(0, 2).ratio == pytest.approx(0.5)
     assert Cut(ratio=0.75).step(1, 2, 0.4).ratio == pytest.approx(1 - 0.25 / 0.4)
     assert Cut(latency=0.25).step(0, 2).latency == pytest.approx(0.5)
-    with pytest.raises(SlimrankError, match="--steps"):
+    with pytest.raises(SlimrankError, match="`steps`"):
         Cut(max_drop=0.1).step(0, 2)
 
 

@@ -94,17 +94,17 @@ def test_foreign_files(tmp_path, wrap):
     values = {"nested": {"epoch": 3, "state_dict": state}, "module": {"state_dict": state}, "model": {"model": state}}
     value = values.get(wrap, state)
     torch.save(value, tmp_path / "foreign.pth")
-    found = load(tmp_path / "foreign.pth", name="resnet20-cifar")
+    found = load(tmp_path / "foreign.pth", model="resnet20-cifar")
     assert found.arguments == {"num_classes": 7}  # told by the last bias
     x = found.example()
     assert torch.equal(found.model(x), model.eval()(x))
     assert found.preprocessing == Preprocessing(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "foreign.safetensors")
-    assert torch.equal(load(tmp_path / "foreign.safetensors", name="resnet20-cifar").model(x), model(x))
+    assert torch.equal(load(tmp_path / "foreign.safetensors", model="resnet20-cifar").model(x), model(x))
 
 
 def test_the_shared_checkpoints_load(resnet20, resnet18):
-    assert load(resnet20, name="resnet20-cifar").outputs() == 10
+    assert load(resnet20, model="resnet20-cifar").outputs() == 10
     assert load(resnet18, size=64).name == "resnet18"  # the file names a network that we know
     assert load(resnet18, size=64).outputs() == 200
 
@@ -119,7 +119,7 @@ def test_code_is_not_run(tmp_path, monkeypatch, nested):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {"a": torch.zeros(1)}, "optimizer": Code()} if nested else Code(), "evil.pt")
     with pytest.raises(SlimrankError, match="would run code"):
-        load("evil.pt", name="lenet5")
+        load("evil.pt", model="lenet5")
     assert not (tmp_path / "executed").exists()
 
 
@@ -127,16 +127,16 @@ def test_code_in_a_bare_pickle_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Code()))
     with pytest.raises(SlimrankError):
-        load("raw.pt", name="lenet5")
+        load("raw.pt", model="lenet5")
     assert not (tmp_path / "executed").exists()
 
 
 def test_a_pickled_module_only_when_trusted(tmp_path):
     model = zoo.build("lenet5")
     torch.save(model, tmp_path / "whole.pt")
-    with pytest.raises(SlimrankError, match="trust_pickle"):
-        load(tmp_path / "whole.pt", name="lenet5")
-    assert load(tmp_path / "whole.pt", name="lenet5", trust_pickle=True).outputs() == 10
+    with pytest.raises(SlimrankError, match="`trust_pickle`"):
+        load(tmp_path / "whole.pt", model="lenet5")
+    assert load(tmp_path / "whole.pt", model="lenet5", trust_pickle=True).outputs() == 10
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_damaged_files(tmp_path, slim, foreign, kind, what):
     content = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello, this is no checkpoint"}[what]
     (tmp_path / f"bad.{kind}").write_bytes(content)
     with pytest.raises(SlimrankError, match="damaged"):
-        load(tmp_path / f"bad.{kind}", name="lenet5")
+        load(tmp_path / f"bad.{kind}", model="lenet5")
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -172,7 +172,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_file_without_weights(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "stateless.pt")
     with pytest.raises(SlimrankError, match="no state_dict"):
-        load(tmp_path / "stateless.pt", name="lenet5")
+        load(tmp_path / "stateless.pt", model="lenet5")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_values_that_are_not_finite(tmp_path):
     state["conv2.weight"][0, 0, 0, 0] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
     with pytest.raises(SlimrankError, match=r"conv2\.weight holds NaN"):
-        load(tmp_path / "nan.pt", name="lenet5")
+        load(tmp_path / "nan.pt", model="lenet5")
 
 
 @pytest.fixture(scope="module")
@@ -245,9 +245,9 @@ def test_a_users_model_is_named_on_the_command_line(tmp_path):
     try:
         made = pruned(name, size=32)
         save(made, tmp_path / "own.safetensors")
-        with pytest.raises(SlimrankError, match="say --model"):
+        with pytest.raises(SlimrankError, match="say `model`"):
             load(tmp_path / "own.safetensors")
-        again = load(tmp_path / "own.safetensors", name=name)
+        again = load(tmp_path / "own.safetensors", model=name)
         torch.testing.assert_close(again.model(made.example()), made.model(made.example()))
     finally:
         sys.path.remove(str(tmp_path))

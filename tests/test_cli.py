@@ -11,7 +11,7 @@ import pytest
 
 from slimrank.cli import main
 from slimrank.compress.network.checkpoint import load, save
-from slimrank.compress.stages.training import fresh
+from slimrank.compress.stages.finetune import fresh
 
 KEYS = {
     "train": {"top1", "epochs"},

@@ -22,7 +22,7 @@ from .toy_models import PickingNet
 @pytest.fixture(scope="module")
 def real(resnet20, cifar):
     """resnet20 in float64 with 24 test images: model, channels, batches, images, labels."""
-    checkpoint = load(resnet20, name="resnet20-cifar")
+    checkpoint = load(resnet20, model="resnet20-cifar")
     data = open_data(f"folder:{cifar}", checkpoint.preprocessing, validation="test:0.5", limit=24)
     x, y = next(iter(data.split("validation").batches(24)))
     model = checkpoint.model.double().eval()

@@ -43,7 +43,7 @@ def test_mnist(mnist):
     assert len(data.test.labels.unique()) == 10
     full = open_data(f"mnist:{mnist}", GREY, validation="test:0.2")
     assert (len(full.train), len(full.validation), len(full.test)) == (60_000, 2_000, 8_000)
-    with pytest.raises(SlimrankError, match="--download"):
+    with pytest.raises(SlimrankError, match="`download`"):
         open_data(f"mnist:{mnist}/nowhere", GREY)
 
 
@@ -123,9 +123,9 @@ def test_bad_data(tmp_path):
         with pytest.raises(SlimrankError, match=match):
             open_data(spec, RGB)
     for validation in ("train", "train:2", "val:0.1", "test:x", "train:nan"):
-        with pytest.raises(SlimrankError, match="--validation"):
+        with pytest.raises(SlimrankError, match="`validation`"):
             open_data("digits", GREY, validation=validation)
-    with pytest.raises(SlimrankError, match="--limit"):
+    with pytest.raises(SlimrankError, match="`limit`"):
         open_data("digits", GREY, limit=0)
     (root / "test" / "bee" / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
     with pytest.raises(SlimrankError, match=r"broken\.jpg cannot be read"):

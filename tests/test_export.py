@@ -10,7 +10,7 @@ from slimrank.compress.head.low_rank import low_rank
 from slimrank.compress.head.timing import random_head
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
-from slimrank.compress.stages.evaluation import compared, onnx_metadata
+from slimrank.compress.stages.export import compared, onnx_metadata
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 from slimrank.evaluate.latency import PROVIDERS, Runner, compare, interleaved
@@ -106,7 +106,7 @@ def test_low_rank_and_int8_rivals(tmp_path):
 
 
 def test_real_images(resnet20, cifar, tmp_path):
-    checkpoint = load(resnet20, name="resnet20-cifar")
+    checkpoint = load(resnet20, model="resnet20-cifar")
     data = open_data(f"folder:{cifar}", checkpoint.preprocessing, limit=1000)
     path = export(checkpoint.model, checkpoint.example(), tmp_path / "m.onnx", onnx_metadata(checkpoint))
     found = compared(checkpoint, path, data)

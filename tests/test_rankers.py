@@ -195,7 +195,7 @@ def test_greedy_with_early_drop_is_brute_force(digits, layer, rounds):
 
 
 def test_greedy_on_the_real_network(resnet20, cifar):
-    checkpoint = load(resnet20, name="resnet20-cifar")
+    checkpoint = load(resnet20, model="resnet20-cifar")
     data = open_data(f"folder:{cifar}", checkpoint.preprocessing, validation="test:0.5", limit=16)
     x, y = next(iter(data.split("validation").batches(16)))
     model = checkpoint.model.double().eval()

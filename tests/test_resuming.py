@@ -1,37 +1,37 @@
-"""A compress run that is killed goes on, skips what ended, and comes to the same result; a damaged folder is refused."""
+"""What is killed goes on, skips what ended, and comes to the same result; a damaged folder is refused."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from slimrank.compress import pipeline
-from slimrank.compress.options import Options
+from slimrank.compress.options import CompressOptions
+from slimrank.compress.pruning.options import Cut
+from slimrank.compress.stages import prune as pruning
+from slimrank.compress.stages.options import PruneOptions
+from slimrank.compress.training.recipe import Recipe
 from slimrank.errors import SlimrankError
+from slimrank.evaluate.dataspec import DataSpec
+from slimrank.evaluate.timing import Timing
+
+OPTIONS = CompressOptions(
+    data=DataSpec(data="digits"), pruning=PruneOptions(cut=Cut(max_drop=0.1)), training=Recipe(epochs=1, lr=0.05),
+    timing=Timing(batch=(1,)), head="linear",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("after", [1, 5])
 def test_compress_killed_goes_on(tmp_path, trained, after):
     """SIGKILL after a number of stages; the second run skips them and ends with the same decisions."""
     out = tmp_path / "run"
-    words = [
-        sys.executable,
-        "-m",
-        "slimrank.cli",
-        "compress",
-        trained,
-        "--data",
-        "digits",
-        "--epochs",
-        "2",
-        "--batch",
-        "1",
-        "-o",
-        out,
-    ]
+    words = [sys.executable, "-m", "slimrank.cli", "compress", trained, "--data", "digits", "--epochs", "2", "--batch", "1"]
+    words += ["-o", out]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
@@ -50,41 +50,63 @@ def test_compress_killed_goes_on(tmp_path, trained, after):
     assert len(report["stages"]) == 8
 
 
-def test_trials_of_a_killed_compress_are_not_run_again(tmp_path, trained, monkeypatch):
-    """Killed in the third trial of --max-drop: two are remembered, and the end is that of a run never stopped."""
-    runs, tune = [], pipeline.Run.tune
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, trained):
+    """A run of `max_drop` that was killed in its third trial, and the same run never stopped: folders, trainings run."""
+    folder = tmp_path_factory.mktemp("killed")
+    runs = []
 
-    def counted(self, *words, **more):
+    def counted(*words, **more):
         runs.append(more)
-        if stop_at and len(runs) == stop_at:
+        if len(runs) == 3:
             raise KeyboardInterrupt
-        return tune(self, *words, **more)
+        return train(*words, **more)
 
-    monkeypatch.setattr(pipeline.Run, "tune", counted)
-    options = Options(data="digits", max_drop=0.1, epochs=1, lr=0.05, batch=(1,))
-    stop_at = 3
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.start(trained, tmp_path / "killed", options).finish()
-    kept = tmp_path / "killed" / "stages" / "trials.json"
-    told = kept.read_text()
-    for wrong in ('{"0.5": 99.0}', '{"0.5": "0.9"}', '{"0.5": NaN}', "[1]", told[:9]):
-        kept.write_text(wrong)
-        with pytest.raises(SlimrankError, match="remove it, and its trials are run again"):
-            pipeline.start(trained, tmp_path / "killed", options).finish()
-    kept.write_text(told)
-    stop_at, runs[:] = 0, []
-    again = pipeline.start(trained, tmp_path / "killed", options).finish()
-    second, runs[:] = len(runs), []
-    whole = pipeline.start(trained, tmp_path / "whole", options).finish()
-    assert second == len(runs) - 2
-    cuts = [next(s for s in report["stages"] if s["name"] == "prune") for report in (again, whole)]
-    assert cuts[0]["trials"] == cuts[1]["trials"]
-    assert cuts[0]["keep"] == cuts[1]["keep"]
+    train = pruning.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "train", counted)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.start(trained, folder / "killed", OPTIONS).finish()
+        runs[:] = [None] * 3
+        report = pipeline.start(trained, folder / "whole", OPTIONS).finish()
+    return folder, report, len(runs) - 3
+
+
+def test_trials_of_a_killed_compress_are_not_run_again(killed, trained, tmp_path, monkeypatch):
+    folder, whole, trainings = killed
+    runs, train = [], pruning.train
+    monkeypatch.setattr(pruning, "train", lambda *words, **more: (runs.append(more), train(*words, **more))[1])
+    shutil.copytree(folder / "killed", tmp_path / "killed")
+    again = pipeline.start(trained, tmp_path / "killed", OPTIONS).finish()
+    assert len(runs) == trainings - 2
+    ours, reference = (next(s for s in report["stages"] if s["name"] == "prune") for report in (again, whole))
+    assert ours["trials"] == reference["trials"]
+    assert ours["keep"] == reference["keep"]
+    slim = [run / "slim.safetensors" for run in (tmp_path / "killed", folder / "whole")]
+    assert slim[0].read_bytes() == slim[1].read_bytes()
+
+
+@pytest.mark.parametrize("wrong", ['{"0.5": 99.0}', '{"0.5": "0.9"}', '{"0.5": NaN}', "[1]", '{"0.5"'])
+def test_damaged_trials_are_refused(killed, trained, tmp_path, wrong):
+    shutil.copytree(killed[0] / "killed", tmp_path / "killed")
+    (tmp_path / "killed" / "stages" / "trials.json").write_text(wrong)
+    with pytest.raises(SlimrankError, match="remove it, and its trials are run again"):
+        pipeline.start(trained, tmp_path / "killed", OPTIONS).finish()
+
+
+def test_the_result_is_held_to_the_drop(trained, tmp_path):
+    """Every cut looks harmless to trials that lie; the deepest is taken, and the loss is said."""
     lied = tmp_path / "lied" / "stages" / "trials.json"
     lied.parent.mkdir(parents=True)
-    lied.write_text(json.dumps({str(1 / 2**n): 1.0 for n in range(1, 5)}))  # each cut looks harmless: the deepest is taken
-    tuned = next(s for s in pipeline.start(trained, tmp_path / "lied", options).finish()["stages"] if s["name"] == "finetune")
-    assert "more than --max-drop 0.1 allows" in tuned["says"]
-    (tmp_path / "whole" / "state.json").write_text('{"asked": [], "stages": []}')
+    lied.write_text(json.dumps({str(1 / 2**n): 1.0 for n in range(1, 5)}))
+    report = pipeline.start(trained, tmp_path / "lied", OPTIONS).finish()
+    assert "more than `max_drop` 0.1 allows" in next(s["says"] for s in report["stages"] if s["name"] == "prune")
+
+
+def test_a_folder_of_another_run_is_refused(killed, trained, tmp_path):
+    shutil.copytree(killed[0] / "killed", tmp_path / "killed")
+    with pytest.raises(SlimrankError, match="was made with `seed` 0, not 1"):
+        pipeline.start(trained, tmp_path / "killed", replace(OPTIONS, seed=1))
+    (tmp_path / "killed" / "state.json").write_text('{"asked": [], "stages": []}')
     with pytest.raises(SlimrankError, match="remove the folder"):
-        pipeline.start(trained, tmp_path / "whole", options)
+        pipeline.start(trained, tmp_path / "killed", OPTIONS)

@@ -105,7 +105,7 @@ def test_l1_is_the_sum_over_the_tied_layers(resnet):
 def test_influential_is_algorithm_1_at_the_classifier(resnet):
     model, channels = resnet
     x, labels = torch.randn(40, 3, 32, 32), torch.arange(40) % 10
-    ranked = influential(model, channels, [(x[:25], labels[:25]), (x[25:], labels[25:])], classes=10, k1=5)
+    ranked = RANKERS["influential"](model, channels, [(x[:25], labels[:25]), (x[25:], labels[25:])], classes=10, k1=5)
     from slimrank.compress.channels.features import features
 
     read = list(features(model, "linear", [(x, labels)]))
@@ -151,28 +151,36 @@ def test_no_part_of_a_concat_runs_empty():
     assert channels.group("stem").layers == ("stem", "left", "right")
     worth = FilterScores(ranker="l1", scores={"stem": [float(i) for i in range(12)]})  # those of `left` are the least
     for minimum in (1, 2):
-        smaller = prune(model, channels, select(model, channels, worth, ratio=0.6, minimum=minimum), x)
+        smaller = prune(model, channels, select(model, channels, worth, ratio=0.6, min_filters=minimum), x)
         assert smaller.left.out_channels == minimum
     with pytest.raises(SlimrankError, match="leaves left without channels"):
         prune(model, channels, PruningPlan({"stem": list(range(4, 12))}, 0, 0, {}, "layer", "l1"), x)
 
 
-def test_bad_budgets(resnet):
-    model, channels = resnet
-    scores = RANKERS["l1"](model, channels)
-    for wrong, match in (
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
         ({"ratio": 0}, "between 0 and 1"),
-        ({"ratio": 1.5}, "between 0 and 1"),
+        ({"ratio": 1.5}, "`ratio` is 1.5, must lie strictly between 0 and 1"),
         ({"macs": -0.1}, "between 0 and 1"),
         ({"macs": float("nan")}, "between 0 and 1"),
         ({}, "one budget"),
         ({"ratio": 0.5, "macs": 0.5}, "one budget"),
         ({"macs": 0.0001}, "out of reach"),
         ({"macs": 0.5, "scope": "nowhere"}, "no scope"),
-        ({"macs": 0.5, "align": 0}, "--align"),
-    ):
-        with pytest.raises(SlimrankError, match=match):
-            select(model, channels, scores, **wrong)
+        ({"macs": 0.5, "align": 0}, "`align` is 0"),
+        ({"macs": 0.5, "min_filters": 0}, "`min_filters` is 0"),
+    ],
+    ids=str,
+)
+def test_bad_budgets(resnet, wrong, match):
+    model, channels = resnet
+    with pytest.raises(SlimrankError, match=match):
+        select(model, channels, RANKERS["l1"](model, channels), **wrong)
+
+
+def test_scores_of_another_network_are_refused(resnet):
+    model, channels = resnet
     other = FilterScores(ranker="l1", scores={"conv1": [1.0, 2.0]})
     with pytest.raises(SlimrankError, match="rank this checkpoint"):
         select(model, channels, other, macs=0.5)

@@ -346,7 +346,7 @@ def test_bad_heads_are_refused():
 
 def test_the_methods_on_cifar10_jpeg(resnet20, cifar):
     """algorithms.md, on all images: dense 81.03, k1=k2=5 75.23, 10 79.70; refit with omp 78.3 (5,000 and 2,500 here)."""
-    checkpoint = load(resnet20, name="resnet20-cifar")
+    checkpoint = load(resnet20, model="resnet20-cifar")
     data = open_data(f"folder:{cifar}", checkpoint.preprocessing)
     channels = channel_map(checkpoint.model, checkpoint.example())
     some = data.train.subset(torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:5000])

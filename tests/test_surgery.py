@@ -76,7 +76,7 @@ def test_every_residual_stream_filter_of_resnet20():
 def test_every_residual_stream_filter_of_the_real_resnet20(resnet20):
     from slimrank.compress.network.checkpoint import load
 
-    model = load(resnet20, name="resnet20-cifar").model.double().eval()
+    model = load(resnet20, model="resnet20-cifar").model.double().eval()
     picks = lambda g: [[u] for u in range(g.units)] if len(g.layers) > 1 else []  # noqa: E731
     assert check(model, 32, picks) == 16 + 32 + 64
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from slimrank.compress.network import zoo
-from slimrank.compress.stages.training import fresh
+from slimrank.compress.stages.finetune import fresh
 from slimrank.compress.training.loop import Run, train
 from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import BlockNorm, Csg, Recipe

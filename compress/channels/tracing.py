@@ -26,7 +26,7 @@ def channel_map(model: nn.Module, example: Tensor) -> ChannelMap:
             logits = model(example)
     except TypeError as error:
         if "positional argument" not in str(error):
-            raise SlimrankError(f"the model fails on one tensor of images: {error}; check --model") from error
+            raise SlimrankError(f"the model fails on one tensor of images: {error}; check `model`") from error
         raise SlimrankError(
             f"the model's forward() takes more than one tensor ({error}); slimrank compresses classifiers of one image tensor: "
             "wrap the model in a module that fills in the rest"
@@ -34,7 +34,7 @@ def channel_map(model: nn.Module, example: Tensor) -> ChannelMap:
     except (RuntimeError, ValueError, IndexError) as error:
         raise SlimrankError(
             f"the model fails on an input of shape {list(example.shape)}: {str(error).splitlines()[0]}; "
-            "check --size, --mean and --model"
+            "check `size`, `mean` and `model`"
         ) from error
     finally:
         model.train(training)

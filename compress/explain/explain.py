@@ -8,7 +8,6 @@ Features are learnt on training images; noise and gates are measured on test ima
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from .class_part import ClassPart, explain_classes
 from .explanation import Explanation
 from .filters import survey_filters
 from .layers import choose_layers, layers_car, report_layer
+from .options import ExplainOptions
 from .panels import kernels_panel, layer_panels
 from .responses import Responses
 
@@ -34,19 +34,6 @@ TOP_IMAGES = 5  # that move a filter most
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class ExplainOptions:
-    """`k1` votes an image, `k2` features a class (None: an eighth, at least 5); `layers`: any members of conv groups;
-    `concepts`: a folder in Broden's layout, or `generated`."""
-
-    k1: int | None = None
-    k2: int | None = None
-    layers: list[str] | None = None
-    concepts: str | None = None
-    seed: int = 0
-    device: str = "cpu"
-
-
 def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Say = lambda line: None) -> Explanation:
     """Measure what the network and the data allow; what they do not is named in `notes`, and the rest goes on."""
     start = time.perf_counter()
@@ -54,7 +41,7 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     model = checkpoint.model.to(options.device)
     channels = channel_map(model, checkpoint.example())
     _check_ks(options, channels)
-    layers, notes = choose_layers(checkpoint, channels, options.layers)
+    layers, notes = choose_layers(checkpoint, channels, None if options.layer is None else list(options.layer))
     responses = Responses(model, channels, layers)
     concepts = _concepts(options)  # bad input shows before long work
     names = readable(data)
@@ -66,7 +53,7 @@ def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Sa
     notes += class_notes + car_notes
     if len(images) < IMAGES_A_CLASS * len(data.classes):
         each = len(images) / len(data.classes)
-        notes.append(f"{each:.1f} validation images a class: what a filter does to one class is coarse; raise --limit")
+        notes.append(f"{each:.1f} validation images a class: what a filter does to one class is coarse; raise `limit`")
     survey = survey_filters(responses, batches, checkpoint.preprocessing, TOP_IMAGES)
     reports = {name: report_layer(name, car[name], survey, checkpoint, channels, names) for name in layers}
     if survey.colour is None:

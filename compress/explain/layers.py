@@ -98,7 +98,7 @@ def choose_layers(checkpoint: Checkpoint, channels: ChannelMap, named: list[str]
     if not candidates:
         raise SlimrankError("no conv layer of this network answers with maps and can be masked alone; see `slimrank inspect`")
     places = np.unique(np.linspace(0, len(candidates) - 1, min(MOST_LAYERS, len(candidates))).round().astype(int))
-    left_out = f"{len(places)} of {len(candidates)} filter groups were looked at; name others with --layer"
+    left_out = f"{len(places)} of {len(candidates)} filter groups were looked at; name others with `layer`"
     return [candidates[i] for i in places], [left_out] if len(candidates) > MOST_LAYERS else []
 
 

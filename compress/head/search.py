@@ -72,7 +72,7 @@ def search(problem: Problem, race: Race | None) -> Built | Refused:
             return replace(candidate, notes=(*notes, f"{timed}; validation top-1 {reached:.4f}, dense {dense:.4f}"))
         if timed is race.faster[-1]:
             notes += (
-                f"faster than the dense layer: {len(race.faster)} of the layouts; within --max-drop {options.drop} of its "
+                f"faster than the dense layer: {len(race.faster)} of the layouts; within `max_drop` {options.drop} of its "
                 f"validation top-1 {dense:.4f}: none ({timed.name}: {reached:.4f})",
             )
     if options.only_faster:
@@ -87,7 +87,7 @@ def built(problem: Problem, shape: Shape) -> Built:
     notes: list[str] = []
     if options.k2 == "auto" and shape.layout != INT8:
         k2 = smallest_k2(problem, shape)
-        notes.append(f"k2 {k2} is the smallest within --max-drop {options.drop} on validation")
+        notes.append(f"k2 {k2} is the smallest within `max_drop` {options.drop} on validation")
     else:
         k2 = kept_features(problem.classifier.features, shape.layout, options)
     spaces = subspaces(problem, shape, k2)

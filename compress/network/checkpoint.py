@@ -21,8 +21,8 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
 def load(
     path: str | Path,
     *,
-    name: str | None = None,
-    arguments: dict[str, Any] | None = None,
+    model: str | None = None,
+    model_arg: dict[str, Any] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     size: int | None = None,
@@ -30,8 +30,9 @@ def load(
 ) -> Checkpoint:
     """Read a slim checkpoint, or a foreign one (.pt, .pth, .th, .safetensors) with the model's name.
 
-    Foreign files are unpickled with weights_only=True; nesting under state_dict or model and `module.` prefixes are
-    undone; without `num_classes` the last bias tells how many. Raises SlimrankError for whatever does not fit.
+    `model`: as `zoo.build` takes it, with `model_arg` for its constructor; `mean`, `std` and `size`: how it sees images.
+    Foreign files are unpickled with weights_only=True; nesting under state_dict or model and `module.` prefixes are undone;
+    without `num_classes` the last bias tells how many. Raises SlimrankError for whatever does not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,15 +49,15 @@ def load(
         state = foreign.without_prefix(state) if header is None else state
     else:
         state, name_in_file = foreign.read_pickle(path, trust_pickle)
-        name = name or name_in_file
+        model = model or name_in_file
     check_finite(state, path)
     if header is not None:
-        if mean or std or size is not None or arguments or (name and name != header.get("model")):
+        if mean or std or size is not None or model_arg or (model and model != header.get("model")):
             raise SlimrankError(
-                f"{path} carries its own model ({header.get('model')}) and preprocessing; leave out --model, --model-arg, "
-                "--mean, --std and --size"
+                f"{path} carries its own model ({header.get('model')}) and preprocessing; leave out `model`, `model_arg`, "
+                "`mean`, `std` and `size`"
             )
-        return slim_file.rebuild(path, state, header, trusted=name is not None)
-    if name is None:
-        raise SlimrankError(f"{path} does not say what network it is; add --model NAME, as --model resnet18")
-    return foreign.build(path, state, name, arguments, mean, std, size)
+        return slim_file.rebuild(path, state, header, trusted=model is not None)
+    if model is None:
+        raise SlimrankError(f"{path} does not say what network it is; add `model` NAME, as `model` resnet18")
+    return foreign.build(path, state, model, model_arg, mean, std, size)

@@ -67,5 +67,5 @@ class Checkpoint:
         except (TypeError, RuntimeError, ValueError, AttributeError, IndexError) as error:
             raise SlimrankError(
                 f"the model does not run on one tensor of images, {list(self.example().shape)}: {str(error).splitlines()[0]}; "
-                "check --size and --model, wrap a model of several inputs in a module that fills in the rest"
+                "check `size` and `model`, wrap a model of several inputs in a module that fills in the rest"
             ) from error

@@ -44,13 +44,13 @@ def fill(model: nn.Module, state: State, path: Path, network: str) -> None:
     if wrong:
         raise SlimrankError(
             f"{path}: {wrong[0]} is {list(state[wrong[0]].shape)}, {network} has {list(own[wrong[0]].shape)}; "
-            "check --model and --model-arg"
+            "check `model` and `model_arg`"
         )
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own and not k.startswith(("aux1.", "aux2.", "AuxLogits."))]
     if missing or extra:
         odd = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which the network lacks"
-        raise SlimrankError(f"{path} is no checkpoint of {network}: it {odd}; check --model and --model-arg")
+        raise SlimrankError(f"{path} is no checkpoint of {network}: it {odd}; check `model` and `model_arg`")
     versioned = OrderedDict(state)
     versioned._metadata = own._metadata  # type: ignore[attr-defined]  # some modules (mnasnet) refuse a state without version
     model.load_state_dict(versioned, strict=False)

@@ -41,7 +41,7 @@ def build(name: str, arguments: dict[str, Any] | None = None, *, trusted: bool =
         model = constructor(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SlimrankError(f"model {name} does not take {arguments}: {reason}; change --model-arg") from error
+        raise SlimrankError(f"model {name} does not take {arguments}: {reason}; change `model_arg`") from error
     if not isinstance(model, nn.Module):
         raise SlimrankError(f"model {name} made a {type(model).__name__}, not an nn.Module; name a function that makes one")
     return model
@@ -50,7 +50,7 @@ def build(name: str, arguments: dict[str, Any] | None = None, *, trusted: bool =
 def _constructor(name: str, trusted: bool) -> Callable[..., Any]:
     if ":" in name:
         if not trusted:
-            raise SlimrankError(f"the checkpoint was made with the user's own model {name}; say --model {name} to import it")
+            raise SlimrankError(f"the checkpoint was made with the user's own model {name}; say `model` {name} to import it")
         module, _, function = name.partition(":")
         try:
             constructor: Callable[..., Any] = getattr(importlib.import_module(module), function)

@@ -44,7 +44,7 @@ def prune(model: nn.Module, channels: ChannelMap, plan: PruningPlan, example: Te
     if after.shape != before.shape or not bool((after - before).abs().max() <= 1e-2 * spread):
         raise SlimrankError(
             "the pruned network computes something else than the masked one: slimrank misread this model's channels; "
-            "please report the model, and keep --ratio off it"
+            "please report the model, and leave it whole"
         )
     return smaller
 

@@ -34,7 +34,7 @@ def sensitivity(
 
     What comes back is a scores file like any other: a unit's score is the accuracy lost once it and all before it are gone
     (between the measured points on a straight line, never less than that of one removed earlier), so that layers compare
-    and `--scope global` can use it. `sensitivity[layer]`: [share removed, units removed, top-1] for each point, 0 first.
+    and scope `global` can use it. `sensitivity[layer]`: [share removed, units removed, top-1] for each point, 0 first.
     The accuracy is that of the masked network, which is the sliced one's. `batches`: images not tested on.
     """
     start = time.perf_counter()

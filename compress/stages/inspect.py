@@ -1,13 +1,37 @@
 """What a network is made of: layers, groups, what can be pruned, what not and why, and where its time goes."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ...evaluate.macs import Macs, count
-from ..channels.tracing import channel_map
+from ..channels import channels_of
 from ..network.checkpoint import Checkpoint
 from ..pruning.costs import measure, unit_step
 from ..pruning.select import runtime_block
+from .options import InspectOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRow:
+    """A group of filters: `filters` of the layer that names it, `units` that can be cut one by one, `cuttable` of them.
+
+    Where layers are timed: `block`, the channels that the runtime pays for at once, `step`, the units that make it up, and
+    `block_saves`, the share of the time that a block less saves.
+    """
+
+    layer: str
+    filters: int
+    units: int
+    cuttable: int
+    prunable: bool
+    why: str
+    layers: list[str]
+    block: int | None = None
+    step: int | None = None
+    block_saves: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -17,7 +41,7 @@ class Inspection:
     model: str
     input: tuple[int, ...]
     counted: Macs
-    groups: list[dict[str, Any]]
+    groups: list[GroupRow]
     classifier: str
     layer_ms: dict[int, dict[str, float]] = field(default_factory=dict)
     threads: int = 1
@@ -27,7 +51,7 @@ class Inspection:
         counted = asdict(self.counted)
         found = {
             "model": self.model, "input": list(self.input), "macs": counted["macs"], "params": counted["params"],
-            "classifier": self.classifier, "groups": self.groups, "layers": counted["layers"],
+            "classifier": self.classifier, "groups": [group.to_dict() for group in self.groups], "layers": counted["layers"],
             "uncounted": counted["uncounted"],
         }  # fmt: skip
         if self.layer_ms:
@@ -40,14 +64,14 @@ class Inspection:
         timed = "" if batch is None else f"{f'{self.block} less':>11}  "
         rows.append(f"  {'group':32} filters  prunable{timed}  layers")
         for group in self.groups:
-            verdict = f"{group['cuttable']:8}" if group["prunable"] else "      no"
-            tied = f"{len(group['layers'])} tied" if len(group["layers"]) > 1 else "alone"
-            why = f"  ({group['why']})" if group["why"] else ""
+            verdict = f"{group.cuttable:8}" if group.prunable else "      no"
+            tied = f"{len(group.layers)} tied" if len(group.layers) > 1 else "alone"
+            why = f"  ({group.why})" if group.why else ""
             saves = ""
             if batch is not None:
-                saves = f"{group['block_saves']:11.2%}" if group["prunable"] else " " * 11
-                saves += " 1" if group["prunable"] and group["step"] == 1 else "  "
-            rows.append(f"  {group['layer']:32} {group['filters']:7}  {verdict}{saves}  {tied}{why}")
+                saves = f"{group.block_saves:11.2%}" if group.prunable else " " * 11
+                saves += " 1" if group.prunable and group.step == 1 else "  "
+            rows.append(f"  {group.layer:32} {group.filters:7}  {verdict}{saves}  {tied}{why}")
         if batch is not None:
             rows += ["", *self._times()]
         return "\n".join(rows)
@@ -72,36 +96,36 @@ class Inspection:
 
     @property
     def block(self) -> int:
-        return self.groups[0]["block"]
+        return self.groups[0].block or 1
 
 
-def inspect(checkpoint: Checkpoint, *, timed: bool = False, batches: tuple[int, ...] = (1,), threads: int = 1) -> Inspection:
-    """Layers with MACs and parameters, and filter groups: `filters` of the layer that names the group, `cuttable` units.
+def inspect(checkpoint: Checkpoint, options: InspectOptions | None = None) -> Inspection:
+    """Find layers with MACs and parameters, and filter groups; with `time`, milliseconds of each layer in ONNX Runtime too.
 
-    `timed`: also milliseconds of each layer in ONNX Runtime and what a block of channels less would save (costs.py).
+    Raises SlimrankError where the network does not run, and for settings that cannot be timed.
     """
-    channels = channel_map(checkpoint.model, checkpoint.example())
-    groups: list[dict[str, Any]] = [
-        {
-            "layer": g.name,
-            "filters": g.filters,
-            "units": g.units,
-            "cuttable": g.units - len(g.fixed) if g.prunable else 0,
-            "prunable": g.prunable,
-            "why": g.why,
-            "layers": list(g.layers),
-        }
-        for g in channels.groups
-    ]
-    shape = checkpoint.preprocessing.shape
-    counted = count(checkpoint.model, shape)
-    if not timed:
-        return Inspection(checkpoint.name, shape, counted, groups, channels.classifier)
-    block = runtime_block()
-    costs = measure(checkpoint.model, channels, checkpoint.example(2), block=block, batches=batches, threads=threads)
-    for told, group in zip(groups, channels.groups, strict=True):
-        told["block"], told["step"] = block, unit_step(checkpoint.model, group, block)
+    options = (options or InspectOptions()).check()
+    channels, shape = channels_of(checkpoint), checkpoint.preprocessing.shape
+    rows = [
+        GroupRow(
+            layer=group.name, filters=group.filters, units=group.units,
+            cuttable=group.units - len(group.fixed) if group.prunable else 0, prunable=group.prunable, why=group.why,
+            layers=list(group.layers),
+        )
+        for group in channels.groups
+    ]  # fmt: skip
+    inspection = Inspection(checkpoint.name, shape, count(checkpoint.model, shape), rows, channels.classifier)
+    if not options.time:
+        return inspection
+    block, threads = runtime_block(), options.timing.threads[0]
+    costs = measure(
+        checkpoint.model, channels, checkpoint.example(2), block=block, batches=options.timing.batch, threads=threads
+    )  # fmt: skip
+    timed = []
+    for row, group in zip(rows, channels.groups, strict=True):
+        step, saves = unit_step(checkpoint.model, group, block), None
         if group.prunable:
-            n = told["step"] if told["step"] > 1 else block
-            told["block_saves"] = costs.saving(checkpoint.model, channels, group) * min(n, group.units - 1)
-    return Inspection(checkpoint.name, shape, counted, groups, channels.classifier, costs.measured, threads, costs.error)
+            n = step if step > 1 else block
+            saves = costs.saving(checkpoint.model, channels, group) * min(n, group.units - 1)
+        timed.append(replace(row, block=block, step=step, block_saves=saves))
+    return replace(inspection, groups=timed, layer_ms=costs.measured, threads=threads, fit_error=costs.error)

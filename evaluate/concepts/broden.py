@@ -89,11 +89,11 @@ class Concepts:
                 rows = list(csv.DictReader(file))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise SlimrankError(
-                f"cannot read {path} ({error}); --concepts takes a folder in Broden's layout, or generated"
+                f"cannot read {path} ({error}); `concepts` takes a folder in Broden's layout, or generated"
             ) from error
         lacking = [c for c in columns if not rows or c not in rows[0]]
         if lacking:
-            raise SlimrankError(f"{path} has no column {lacking[0]} or no rows; --concepts takes a folder in Broden's layout")
+            raise SlimrankError(f"{path} has no column {lacking[0]} or no rows; `concepts` takes a folder in Broden's layout")
         return [{key: value or "" for key, value in row.items() if isinstance(value, str | None)} for row in rows]
 
     def _primary(self, text: str) -> str:

@@ -127,7 +127,7 @@ def dissect(run: Run, concepts: Concepts, preprocessing: Preprocessing) -> Disse
     """
     began = time.perf_counter()
     if len(concepts) < 2:
-        raise SlimrankError(f"--concepts has {len(concepts)} image; dissection needs at least two")
+        raise SlimrankError(f"`concepts` has {len(concepts)} image; dissection needs at least two")
     quantiles: dict[str, Quantile] = {}
     for images, _ in _batches(concepts, preprocessing, "levels"):
         for name, maps in run(images).items():

@@ -19,7 +19,7 @@ def open_folder(root: Path, preprocessing: Preprocessing) -> tuple[list[str], di
     from torchvision.datasets import ImageFolder
 
     if not root.is_dir():
-        raise SlimrankError(f"--data folder:{root}: there is no such folder; check the path")
+        raise SlimrankError(f"`data` folder:{root}: there is no such folder; check the path")
     folders = {key: root / name for key, names in SPELLINGS.items() for name in names if (root / name).is_dir()}
     if not folders:
         raise SlimrankError(f"{root} holds no train/, val/ or test/ folder; point folder: at the folder that does")

@@ -33,7 +33,7 @@ def open_torchvision(
     from torchvision import datasets
 
     if not folder:
-        raise SlimrankError(f"--data {kind} needs a folder, as {kind}:DIR; add --download to fetch it there")
+        raise SlimrankError(f"`data` {kind} needs a folder, as {kind}:DIR; add `download` to fetch it there")
     splits = {}
     for train in (True, False):
         try:
@@ -41,7 +41,7 @@ def open_torchvision(
         except (RuntimeError, OSError) as error:
             wanted = f"raw/*-ubyte under DIR/{TORCHVISION[kind]}" if "mnist" in kind else "torchvision's layout"
             reason = str(error).splitlines()[0].split(" You can use download")[0].rstrip(".")
-            raise SlimrankError(f"--data {kind}:{folder}: {reason}; it needs {wanted}, or --download") from error
+            raise SlimrankError(f"`data` {kind}:{folder}: {reason}; it needs {wanted}, or `download`") from error
         pictures, labels = np.asarray(dataset.data), torch.as_tensor(dataset.targets)
         splits["train" if train else "test"] = Images(list(pictures), labels, preprocessing)
     return list(dataset.classes), splits

@@ -26,9 +26,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
-            raise SlimrankError(f"--mean has {len(self.mean)} values, --std {len(self.std)}; give 1 or 3 of each")
+            raise SlimrankError(f"`mean` has {len(self.mean)} values, `std` {len(self.std)}; give 1 or 3 of each")
         if min(self.std) <= 0 or self.size < 1:
-            what = f"--size {self.size}" if self.size < 1 else f"--std {self.std}"
+            what = f"`size` {self.size}" if self.size < 1 else f"`std` {self.std}"
             raise SlimrankError(f"{what} must be positive")
 
     @classmethod

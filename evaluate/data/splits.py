@@ -41,7 +41,7 @@ class Data:
         """The images of a split (train, validation, test); raises SlimrankError where there are none."""
         images = {"train": self.train, "validation": self.validation, "test": self.test}[name]
         if images is None or not len(images):
-            raise SlimrankError(f"--data {self.spec} has no {name} images; add a {name} split or choose other data")
+            raise SlimrankError(f"`data` {self.spec} has no {name} images; add a {name} split or choose other data")
         return images
 
 
@@ -82,11 +82,11 @@ def open_data(
     else:
         source, share = _share(validation)
         if source not in splits:
-            raise SlimrankError(f"--validation {validation}: {spec} has no {source} split; take the other one")
+            raise SlimrankError(f"`validation` {validation}: {spec} has no {source} split; take the other one")
         splits["validation"], splits[source] = _divide(splits[source], share, generator)
     if limit is not None:
         if limit < 1:
-            raise SlimrankError(f"--limit is {limit}, must be at least 1 image")
+            raise SlimrankError(f"`limit` is {limit}, must be at least 1 image")
         splits = {name: _limited(images, limit, generator) for name, images in splits.items()}
     channels = 1 if kind in GREY else 3
     return Data(
@@ -102,7 +102,7 @@ def _share(validation: str) -> tuple[str, float]:
     except ValueError:
         value = -1.0
     if source not in ("train", "test") or not 0 < value < 1:
-        raise SlimrankError(f"--validation {validation!r} must be train:F or test:F with F between 0 and 1, as train:0.1")
+        raise SlimrankError(f"`validation` {validation!r} must be train:F or test:F with F between 0 and 1, as train:0.1")
     return source, value
 
 

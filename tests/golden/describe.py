@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from slimrank.arguments import parser
-from slimrank.cli import VERBS
+from slimrank.cli import COMMON, VERBS
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -61,7 +61,7 @@ def _json(value: object) -> Json:
 
 @cache
 def _subparsers() -> "argparse._SubParsersAction[argparse.ArgumentParser]":
-    return next(a for a in parser(VERBS)._actions if isinstance(a, argparse._SubParsersAction))
+    return next(a for a in parser(VERBS, COMMON)._actions if isinstance(a, argparse._SubParsersAction))
 
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:

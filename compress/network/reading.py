@@ -1,0 +1,50 @@
+"""How a checkpoint is read, as options. Free of torch: the parser reads it."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...option import option
+
+if TYPE_CHECKING:
+    from .record import Checkpoint
+
+
+def pair(text: str) -> tuple[str, Any]:
+    """Read KEY=VALUE; a value that is JSON is what JSON makes of it."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a foreign checkpoint does not say itself: its network, and how the network sees images."""
+
+    model: str | None = option(
+        None, "for foreign checkpoints: resnet20-cifar, resnet18, package.module:function, ...", metavar="NAME"
+    )
+    model_arg: tuple[tuple[str, Any], ...] = option((), read=pair, metavar="K=V", repeat=True)
+    mean: tuple[float, ...] | None = option(None, "for foreign checkpoints, comma-separated (default: ImageNet's)")
+    std: tuple[float, ...] | None = option(None)
+    size: int | None = option(None, "image size for foreign checkpoints (default: the network's own)")
+    trust_pickle: bool = option(False, "unpickle a file that holds code (it will run)")
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """Keyword arguments of `checkpoint.load`."""
+        return {
+            "model": self.model, "model_arg": dict(self.model_arg) or None, "mean": self.mean, "std": self.std,
+            "size": self.size, "trust_pickle": self.trust_pickle,
+        }  # fmt: skip
+
+    def load(self, path: Path) -> "Checkpoint":
+        from .checkpoint import load
+
+        return load(path, **self.words)

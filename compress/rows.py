@@ -1,0 +1,97 @@
+"""What each stage of `compress` leaves in state.json and in the report: one frozen row a stage, `says` its line for people."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+
+from .stages.rivals import Rival
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    STAGE: ClassVar[str]
+    OMITTED: ClassVar[tuple[str, ...]] = ()  # where they are None
+    says: str
+
+    def to_dict(self) -> dict[str, Any]:
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return {key: value for key, value in plain.items() if value is not None or key not in self.OMITTED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Row):
+    STAGE = "baseline"
+    top1: float | None
+    macs: int
+    params: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(Row):
+    STAGE = "rank"
+    ranker: str
+    scores: dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut(Row):
+    """`top1` before fine-tuning, or after the `training` of the trial that was taken; `trials`: [share of MACs, top-1]."""
+
+    STAGE = "prune"
+    OMITTED = ("validation_top1_before", "training")
+    budget: dict[str, float]
+    scope: str
+    keep: dict[str, list[int]]
+    widths: dict[str, list[int]]
+    steps: int
+    trials: list[list[float]]
+    macs_before: int
+    macs_after: int
+    top1: float | None
+    note: str
+    validation_top1_before: float | None = None
+    training: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Row):
+    STAGE = "finetune"
+    top1: float | None
+    training: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rivals(Row):
+    STAGE = "rivals"
+    rows: list[Rival]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specialize(Row):
+    """`result`: what came of the head on validation images; `indices` in it are the input checkpoint's feature numbers."""
+
+    STAGE = "specialize"
+    OMITTED = ("result",)
+    head: str
+    result: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Row):
+    STAGE = "export"
+    top1: float | None
+    macs: int
+    params: int
+    bytes: int
+    parity: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Row):
+    STAGE = "bench"
+    results: list[dict[str, Any]]
+    speedups: list[dict[str, Any]]
+    machine: dict[str, Any]
+    table: str

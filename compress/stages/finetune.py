@@ -1,0 +1,171 @@
+"""Train a checkpoint on, with or without a teacher; from scratch by network name."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import SlimrankError
+from ...evaluate.data import Data, Preprocessing
+from ...evaluate.dataspec import DataSpec
+from ..channels import channels_of
+from ..channels.features import classifier
+from ..network import zoo
+from ..network.checkpoint import Checkpoint
+from ..training import gates
+from ..training.loop import train
+from ..training.recipe import BlockNorm, Recipe
+from ..training.result import Training
+from ..training.vanished import Vanished, without_vanished
+from .measure import accuracy_on, on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuned:
+    """A checkpoint that was trained, with test accuracy before and after on `n` images."""
+
+    checkpoint: Checkpoint
+    training: Training
+    top1_before: float
+    top1_after: float
+    n: int
+    block_norm: "Shrunk | None" = None
+    csg: gates.Gated | None = None
+    validation_seen: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "top1_before": self.top1_before, "top1_after": self.top1_after, "n": self.n,
+            "training": self.training.to_dict(),
+            **({"block_norm": self.block_norm.to_dict()} if self.block_norm else {}),
+            **({"csg": self.csg.to_dict()} if self.csg else {}),
+            "validation_seen_in_training": self.validation_seen, "says": str(self),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        lines = [str(self.training), *(str(part) for part in (self.block_norm, self.csg) if part is not None)]
+        if self.top1_after < self.top1_before / 2:
+            lines.append("note: training lost more than half of the accuracy; lower `lr`")
+        return "\n".join([*lines, f"top-1 {self.top1_before:.4f} -> {self.top1_after:.4f} on {self.n:,} test images"])
+
+
+def finetune(
+    checkpoint: Checkpoint,
+    data: Data,
+    recipe: Recipe,
+    *,
+    teacher: Checkpoint | None = None,
+    progress: Path | None = None,
+    top1_before: float | None = None,
+    step: str = "finetune",
+) -> Finetuned:
+    """Train on the train split, keep the epoch that validates best, measure test accuracy before and after.
+
+    `progress`: a file to go on from (training/loop.py). `top1_before`: on test, where it is known. Raises SlimrankError for a
+    recipe that cannot train, a teacher that sees images differently, and data of other classes.
+    """
+    recipe.check()
+    checkpoint = checkpoint.with_classes(data)
+    if teacher is not None:
+        if teacher.preprocessing != checkpoint.preprocessing:
+            raise SlimrankError("teacher and student preprocess images differently; they must see the same pixels")
+        teacher.with_classes(data)
+    test, classes = data.split("test"), len(data.classes)
+    if top1_before is None:
+        top1_before = accuracy_on(checkpoint.model, test, classes, recipe.device).top1
+    model, training = train(
+        checkpoint.model, data.split("train"), data.validation, recipe,
+        teacher=teacher.model if teacher else None, progress=progress, gates=checkpoint.gates if recipe.csg else None,
+    )  # fmt: skip
+    after = accuracy_on(model, test, classes, recipe.device)
+    told = {"epochs": training.epochs, "lr": recipe.lr, "seed": recipe.seed, "images": training.images}
+    trained = checkpoint.then(model, step=step, **told, precision=training.options.precision)
+    if step == "train" and len(checkpoint.history) == 1 and checkpoint.history[0]["step"] == "build":
+        trained = replace(trained, trained_on=data.identity)  # nobody trained it before
+    shrunk, gated = None, None
+    if recipe.block_norm is not None:
+        trained, shrunk = _without_vanished(trained, recipe.block_norm)
+    if training.gates is not None:
+        layer, _ = classifier(model, channels_of(trained))
+        trained = replace(trained, gates=training.gates)
+        with on(recipe.device, model):
+            gated = gates.measure(model, layer, training.gates, test.batches(device=recipe.device), classes)
+    return Finetuned(
+        checkpoint=trained, training=training, top1_before=top1_before, top1_after=after.top1, n=after.n,
+        block_norm=shrunk, csg=gated, validation_seen=trained.validation_seen(data),
+    )  # fmt: skip
+
+
+def fresh(
+    name: str, arguments: dict[str, Any] | None, classes: list[str], channels: int, size: int | None, seed: int
+) -> Checkpoint:
+    """A network with random weights, fitted to the data's classes (and channels, where its constructor takes them)."""
+    arguments = dict(arguments or {})
+    wanted = {"num_classes": len(classes), "in_channels": channels}
+    for key, value in wanted.items():
+        if key not in arguments and zoo.accepts(name, key):
+            arguments[key] = value
+    if size and "size" not in arguments and zoo.accepts(name, "size"):
+        arguments["size"] = size
+    torch.manual_seed(seed)
+    model = zoo.build(name, arguments)
+    preprocessing = Preprocessing.default(zoo.input_channels(model), size or zoo.input_size(name))
+    return Checkpoint(model, name, arguments, preprocessing, classes, [{"step": "build", "seed": seed}])
+
+
+def untrained(
+    name: str, arguments: dict[str, Any] | None, spec: DataSpec, *, seed: int, size: int | None = None,
+    mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
+) -> Checkpoint:  # fmt: skip
+    """Build a network by name with random weights, for the classes and colours of a data set."""
+    probe = spec.open(Preprocessing.default(1, 8))  # classes and colour, whatever the size will be
+    blank = fresh(name, arguments, probe.classes, probe.channels, size, seed)
+    seen = blank.preprocessing
+    return replace(blank, preprocessing=Preprocessing(seen.size, mean or seen.mean, std or seen.std))
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What block norm has brought to zero and was cut; `max_abs_diff`: largest difference of a logit, on random images."""
+
+    norm: BlockNorm
+    vanished: Vanished
+    max_abs_diff: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.norm.to_dict(), **self.vanished.to_dict(), "max_abs_diff": self.max_abs_diff}
+
+    def __str__(self) -> str:
+        norm, gone = self.norm, self.vanished.gone
+        solver = "proximal" if norm.proximal else "subgradient"
+        said = f"block norm p={norm.p:g}, q={norm.q:g}, {norm.groups} groups, lambda {norm.strength:g}, {solver} steps: "
+        if norm.activation_norm or norm.spatial_norm:
+            said = f"activation norm {norm.activation_norm:g}, spatial norm {norm.spatial_norm:g}; {said}"
+        if not norm.strength:
+            said += "not asked for, nothing vanishes"
+        elif gone:
+            names = ", ".join(f"{layer} {groups}" for layer, groups in gone.items())
+            said += (
+                f"{self.vanished.filters} filters cut with the groups that vanished ({names}), "
+                f"largest logit difference {self.max_abs_diff:.1e}"
+            )
+        else:
+            said += "no group vanished" + ("" if norm.proximal else " (a subgradient never reaches zero)")
+        lines = [said]
+        for layer, sizes in self.vanished.relevance.items():
+            lines.append(f"  {layer:24} norm of each group: {' '.join(f'{size:.3g}' for size in sizes)}")
+        lines += [f"  {n} filters of {layer} stay: a shortcut feeds them" for layer, n in self.vanished.fed.items()]
+        lines += [f"  all groups of {layer} vanished; one filter stays" for layer in self.vanished.kept_alive]
+        return "\n".join(lines)
+
+
+def _without_vanished(checkpoint: Checkpoint, norm: BlockNorm) -> tuple[Checkpoint, Shrunk]:
+    """Cut the groups of filters that block norm has brought to zero."""
+    example = checkpoint.example(16)
+    smaller, vanished = without_vanished(checkpoint.model, channels_of(checkpoint), norm, example)
+    with torch.inference_mode():
+        difference = float((smaller.eval()(example) - checkpoint.model.eval()(example)).abs().max())
+    if vanished.filters:
+        checkpoint = checkpoint.then(smaller, step="prune", ranker="block norm", vanished=vanished.gone)
+    return checkpoint, Shrunk(norm, vanished, difference)

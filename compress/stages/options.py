@@ -1,0 +1,146 @@
+"""What the stages are asked for, composed of what lies beside their parts. Free of torch: the parser reads it."""
+
+from dataclasses import MISSING, dataclass, replace
+from pathlib import Path
+
+from ...errors import SlimrankError
+from ...evaluate.timing import Timing
+from ...option import nested, option
+from ..pruning.options import Cut
+from ..rankers import DATA_FREE, DEFAULT, NAMES, ranker
+from ..training.recipe import Recipe
+
+SEED, DEVICE = "of splits, random scores and training (default 0)", "cpu or cuda, for PyTorch's part"
+ONE_IMAGE = Timing(batch=(1,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """How `prune` cuts. `recalibrate` None: where there are images. `recover`, `distill` and `training` belong to `steps`
+    and `max_drop`; with `max_drop`, `training.epochs` are trained in every trial."""
+
+    ranker: str | None = option(None, f"default {DEFAULT}; {NAMES}")
+    cut: Cut = nested(Cut())
+    timing: Timing | None = nested(ONE_IMAGE, unasked=True)
+    training: Recipe = nested(Recipe(epochs=0, lr=0.02), without=("teacher_share",))
+    recalibrate: bool | None = option(None, "BatchNorm's statistics anew, on training images (default: where there is --data)")
+    steps: int = option(1, "rank, cut and recover so many times (default 1: one-shot)")
+    recover: int = option(1, "epochs between steps (default 1)")
+    distill: bool = option(False, "fine-tune with the input checkpoint as teacher")
+    seed: int = option(0, SEED)
+    device: str = option("cpu", DEVICE)
+
+    @property
+    def clock(self) -> Timing:
+        return self.timing or ONE_IMAGE
+
+    @property
+    def long(self) -> bool:
+        """Whether a kill would lose more than a cut: trials or steps that are trained."""
+        return self.steps > 1 or self.cut.max_drop is not None
+
+    def check(self, images: bool, scored: bool = False) -> "PruneOptions":
+        """Raise SlimrankError for what contradicts itself. `images`: there are some; `scored`: scores are given."""
+        if self.timing is not None:
+            if not self.cut.clocked:
+                raise SlimrankError(
+                    "`batch`, `threads` and `providers` say what `latency` and `timed` measure; add one, or leave them out"
+                )
+            self.timing.single("prune times at one `threads` and one `providers`; name one of each")
+        self.cut.check(self.clock)
+        record = ranker(self.ranker or DEFAULT)
+        if self.steps < 1 or self.recover < 0:
+            raise SlimrankError(f"`steps` is {self.steps}, `recover` {self.recover}; at least 1 step, 0 epochs")
+        self.cut.step(0, self.steps)
+        if not images and (self.cut.max_drop is not None or self.recalibrate):
+            raise SlimrankError("`max_drop` and `recalibrate` need images; add `data`")
+        if not images and (self.steps > 1 or self.distill):
+            raise SlimrankError("`max_drop`, `steps` and `distill` need images; add `data`")
+        if not images and not scored and record.split is not None:
+            raise SlimrankError(f"ranker {record.name} needs images; add `data`, or take one of {', '.join(DATA_FREE)}")
+        if self.training.epochs and self.cut.max_drop is None:
+            raise SlimrankError("`epochs` belongs to `max_drop` here; fine-tune the pruned checkpoint with `slimrank finetune`")
+        replace(self.training, epochs=max(1, self.training.epochs) if self.training.epochs >= 0 else -1).check()
+        return self
+
+    def recipe(self, epochs: int) -> Recipe:
+        return replace(self.training, epochs=epochs, seed=self.seed, device=self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """`ranker`'s own options stand in its record (rankers/__init__.py)."""
+
+    ranker: str = option(MISSING, NAMES)
+    layer: tuple[str, ...] | None = option(
+        None, "only this layer's group (repeatable); the classifier: its features", repeat=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityOptions:
+    ranker: str | None = option(None, f"whose order filters go in (default {DEFAULT}); {NAMES}")
+    layer: tuple[str, ...] | None = option(None, "only this layer's group (repeatable)", repeat=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    scores: tuple[Path, ...] = option((), "scores files of `rank`", positional="2")
+    top: int = option(5, "how many best filters to compare (default 5)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresOption:
+    scores: Path | None = option(None, "scores file of `rank`, instead of --ranker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    timing: Timing = nested(ONE_IMAGE)
+    time: bool = option(False, "time of every layer in ONNX Runtime, and what less of it would save")
+
+    def check(self) -> "InspectOptions":
+        if self.time:
+            self.timing.check()
+            if self.timing.providers != ("cpu",) or len(self.timing.threads) > 1:
+                raise SlimrankError("layers are timed on the CPU provider at one thread count; leave out `providers`, give one")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    timing: Timing = nested(Timing())
+    split: str = option("test", choices=("train", "validation", "test"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOption:
+    start: Path | None = option(None, "start from this checkpoint", flag="--from", metavar="CKPT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions:
+    teacher: Path | None = option(None, "checkpoint to distil from")
+    teacher_model: str | None = option(None, "its network, for a foreign checkpoint", metavar="NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    timing: Timing = nested(Timing())
+    models: tuple[Path, ...] = option((), ".onnx files; the first is what the others are compared with", positional="+")
+    seconds: float = option(1.0, "time for each model and setting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    json: bool = option(False, "the result as one JSON object on stdout")
+    seed: int = option(0, SEED)
+    device: str = option("cpu", DEVICE)
+    debug: bool = option(False, "show tracebacks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOption:
+    sweep: tuple[int, ...] | None = option(
+        None, "also histogram heads of every k1 and k2 of these (test top-1, truncated or refitted)", metavar="K,K"
+    )
