@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.coalitions.powerset import bits, power_set
-from slimrank.compress.coalitions.split import split
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.errors import SlimrankError
@@ -98,25 +97,29 @@ def test_hard_first_and_floor_change_no_count(real):
     assert game.passes - passes < passes
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [("resnet18", 32), ("mobilenet_v2", 32), ("densenet121", 32), ("squeezenet1_1", 64), ("shufflenet_v2_x0_5", 32),
-     ("efficientnet_b0", 32), ("regnet_y_400mf", 32), ("vgg16-cifar", 32), ("alexnet", 64), ("googlenet", 64)],
-)  # fmt: skip
-def test_every_family_is_split_and_counted_as_masked(name, size):
-    """Concat, depthwise, squeeze-excite, channel shuffle, hidden linear layers: first, middle and last group of each."""
+@pytest.fixture(scope="module", params=[
+    ("resnet18", 32), ("mobilenet_v2", 32), ("densenet121", 32), ("squeezenet1_1", 64), ("shufflenet_v2_x0_5", 32),
+    ("efficientnet_b0", 32), ("regnet_y_400mf", 32), ("vgg16-cifar", 32), ("alexnet", 64), ("googlenet", 64),
+], ids=lambda param: param[0])  # fmt: skip
+def family(request):
+    """Concat, depthwise, squeeze-excite, channel shuffle, hidden linear layers: model, channels, batches."""
+    name, size = request.param
     torch.manual_seed(0)
     model = lively(zoo.build(name, {"num_classes": 7}))
     x = torch.randn(6, 3, size, size, dtype=torch.float64)
-    labels = torch.arange(6) % 7
-    channels = channel_map(model, x[:1])
+    return model, channel_map(model, x[:1]), [(x, torch.arange(6) % 7)]
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_every_family_is_split_and_counted_as_masked(family, place):
+    model, channels, batches = family
     names = channels.chosen(None)
-    for layer in {names[0], names[len(names) // 2], names[-1]}:
-        game = Coalitions(model, channels, layer, [(x, labels)], classes=7, dtype=torch.float64)
-        assert not game.split.whole
-        masks = torch.rand(2, game.n, generator=torch.Generator().manual_seed(2)) < 0.7
-        masks[:, list(channels.group(layer).fixed)] = True
-        same(game, model, channels, layer, [(x, labels)], masks)
+    layer = names[{"first": 0, "middle": len(names) // 2, "last": -1}[place]]
+    game = Coalitions(model, channels, layer, batches, classes=7, dtype=torch.float64)
+    assert not game.split.whole
+    masks = torch.rand(2, game.n, generator=torch.Generator().manual_seed(2)) < 0.7
+    masks[:, list(channels.group(layer).fixed)] = True
+    same(game, model, channels, layer, batches, masks)
 
 
 class Untraceable(PickingNet):
@@ -171,31 +174,38 @@ def test_power_set_of_features(n, classes, zero_bias, seed):
         assert count == int(hits(model, channels, "0", mask, x, labels).sum()), code
 
 
-def test_power_set_behind_hidden_layers():
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "fc2"])
+def test_power_set_behind_hidden_layers(layer):
     torch.manual_seed(0)
     model = zoo.build("lenet5", {"widths": [5, 4, 12, 6]}).double()
     x = torch.randn(30, 1, 28, 28, dtype=torch.float64)
     labels = torch.arange(30) % 10
     channels = channel_map(model, x[:1])
-    for layer in ("conv1", "conv2", "fc2"):
-        game = Coalitions(model, channels, layer, [(x, labels)], classes=10, dtype=torch.float64)
-        counts = power_set(game)
-        assert game.evaluations == 2**game.n
-        for code in range(2**game.n):
-            mask = bits(torch.tensor([code]), game.n)[0]
-            assert int(counts[code]) == int(hits(model, channels, layer, mask, x, labels).sum()), (layer, code)
+    game = Coalitions(model, channels, layer, [(x, labels)], classes=10, dtype=torch.float64)
+    counts = power_set(game)
+    assert game.evaluations == 2**game.n
+    masks = bits(torch.arange(2**game.n), game.n)
+    assert counts.tolist() == [int(hits(model, channels, layer, mask, x, labels).sum()) for mask in masks]
 
 
-def test_bad_games(real):
+def test_the_power_set_of_a_wide_layer_is_refused(real):
     model, channels, batches, _ = real
     game = Coalitions(model, channels, "layer2.0.conv1", batches, classes=10)
     with pytest.raises(SlimrankError, match=r"power set of 32 filters .* `estimator` permutation \(62 coalitions a sample\)"):
         power_set(game)
-    with pytest.raises(SlimrankError, match="no images"):
-        Coalitions(model, channels, "conv1", [], classes=10)
-    with pytest.raises(SlimrankError, match=r"all images \(4\) are of class 2"):
-        Coalitions(model, channels, "conv1", [(batches[0][0][:4], torch.full((4,), 2))], classes=10)
-    with pytest.raises(SlimrankError, match="10 outputs, the data 12 classes"):
-        Coalitions(model, channels, "conv1", batches, classes=12)
-    with pytest.raises(SlimrankError, match="near ones"):
-        split(model, channels, "layer9")
+
+
+@pytest.mark.parametrize(("layer", "arguments", "message"), [
+    ("conv1", {"batches": []}, "no images to score filters on; check `data` and `limit`"),
+    ("conv1", {"labels": torch.full((10,), 2)}, r"all images \(10\) are of class 2"),
+    ("conv1", {"labels": torch.arange(10) + 1}, "label 10 in the data, the model has 10 classes"),
+    ("conv1", {"classes": 12}, "10 outputs, the data 12 classes"),
+    ("conv1", {"memory": -1}, "`memory` is -1, must be 0 bytes or more"),
+    ("layer9", {}, "near ones"),
+], ids=["no images", "one class", "label too large", "other classes", "memory", "layer"])  # fmt: skip
+def test_bad_games(real, layer, arguments, message):
+    model, channels, batches, _ = real
+    if "labels" in arguments:
+        arguments = {"batches": [(batches[0][0], arguments["labels"])]}
+    with pytest.raises(SlimrankError, match=message):
+        Coalitions(model, channels, layer, **{"batches": batches[:1], "classes": 10, **arguments})

@@ -14,6 +14,7 @@ from slimrank.compress.explain.classes import Means, class_features, membership,
 from slimrank.compress.explain.filters import colour_order, greyed, kernel_colour, redundancy
 from slimrank.compress.explain.responses import Responses
 from slimrank.compress.network.papers import CifarResnet, Lenet5
+from slimrank.compress.training import gates
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.concepts import generate
 from slimrank.evaluate.data import Preprocessing
@@ -48,6 +49,21 @@ def test_classes_live_on_their_features():
     assert noise.mean("whole") == 1.0
     assert noise.mean("influential_replaced") < 0.8
     assert noise.mean("others_replaced") > noise.mean("influential_replaced")
+
+
+def test_gates_are_those_of_the_images_class():
+    """Feature c is loud on class c and every class's gate opens for its own feature alone; one class's weights are swapped."""
+    labels = torch.arange(30) % 3
+    model = nn.Sequential(nn.Linear(3, 3, bias=False))
+    model[0].weight.data = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 2, 1]])  # class 2 wins on the images of class 1
+    batches = [(torch.eye(3)[labels], labels)]
+    measured = gates.measure(model, "0", torch.eye(3), batches, 3)
+    assert measured.top1 == pytest.approx(2 / 3)
+    assert measured.top1_gated == pytest.approx(2 / 3)  # the gate of the true class lets its feature pass, and class 2 reads it
+    assert measured.top1_own == 1  # class 2 reads feature 2 alone
+    shifted = gates.measure(model, "0", torch.eye(3)[:, [1, 2, 0]], batches, 3)
+    assert shifted.top1_gated == pytest.approx(1 / 3)  # the gates of other classes: nothing passes, argmax takes class 0
+    assert shifted.density == pytest.approx(1 / 3)
 
 
 def test_overlap_as_the_authors_count_it():

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .activations import CACHE_BYTES, Chunk, Memory
+from .activations import CHUNK_BYTES, Chunk, Memory
 from .split import Split
 
 RESTART = 256  # coalitions after which a running sum is computed anew, so that rounding errors do not add up
@@ -44,7 +44,7 @@ class Suffix:
         for z, images in outputs:
             limit = 1
             if images is None and not others:
-                limit = max(1, CACHE_BYTES // (z.numel() * z.element_size()))
+                limit = max(1, CHUNK_BYTES // (z.numel() * z.element_size()))
                 together.append(z.clone() if limit > 1 else z)
             if together and (images is not None or len(together) >= limit):
                 yield self._tail_of_all(together)
@@ -81,7 +81,7 @@ class Suffix:
         """Output of the reading layer for each coalition, from that of the one before; overwritten by the next."""
         x, z = chunk.crossing[0], None
         incremental = chunk.contributions is not None or self._one_is_cheap
-        changes = _changes(masks, torch.cat([masks[:1], masks[:-1]]))
+        changes = _differences(masks, torch.cat([masks[:1], masks[:-1]]))
         for row, (mask, change) in enumerate(zip(masks, changes, strict=True)):
             if not incremental or z is None or row % RESTART == 0 or len(change) > max(2, self.split.units // 4):
                 z = self._read(x, mask)
@@ -95,7 +95,7 @@ class Suffix:
         x = chunk.crossing[0]
         incremental = chunk.contributions is not None or self._one_is_cheap
         base_output = self._read(x, base)
-        for mask, change in zip(masks, _changes(masks, base), strict=True):
+        for mask, change in zip(masks, _differences(masks, base), strict=True):
             images = self._active_images(chunk, change[0][0]) if len(change) == 1 else None
             if not incremental:
                 yield self._read(x if images is None else x[images], mask), images
@@ -150,7 +150,7 @@ def _one_unit_costs_half(split: Split) -> bool:
     return 2 * (-(-channels // block) * block) <= len(site.unit)
 
 
-def _changes(masks: Tensor, before: Tensor) -> list[list[Change]]:
+def _differences(masks: Tensor, before: Tensor) -> list[list[Change]]:
     """For each row of `masks` the units that differ from `before` ([units], or a row each)."""
     changes: list[list[Change]] = [[] for _ in masks]
     for row, unit in (masks != before).nonzero().tolist():

@@ -26,7 +26,7 @@ from . import ShapleyOptions
 from .scores import FilterScores
 
 ESTIMATORS = ("exact", "truncated", "permutation", "subsets")
-EXACT = 12  # units up to which the power set is enumerated unless asked otherwise
+ENUMERATED = 12  # units up to which the power set is enumerated unless asked otherwise
 SAMPLES = 10  # pairs of permutations, or pairs of subsets a filter, unless given
 FEWEST = 5  # samples before a confidence interval is believed
 Worth = Callable[[Tensor], Tensor]  # bool [coalitions, units] -> accuracy, float64 [coalitions]
@@ -57,7 +57,7 @@ def rank(
     truncated and subsets.
     """
     start = time.perf_counter()
-    _check(options)
+    _check_options(options)
     samples = SAMPLES if options.samples is None else options.samples
     size = 2 if options.coalition_size is None else options.coalition_size
     generator = torch.Generator().manual_seed(seed)
@@ -96,7 +96,7 @@ def rank(
     )  # fmt: skip
 
 
-def _check(options: ShapleyOptions) -> None:
+def _check_options(options: ShapleyOptions) -> None:
     if options.estimator is not None and options.estimator not in ESTIMATORS:
         raise SlimrankError(f"no estimator {options.estimator!r}; {near(options.estimator, ESTIMATORS)}")
     if options.estimator in ("exact", "truncated") and (options.samples, options.tolerance) != (None, None):
@@ -127,7 +127,7 @@ def _values(game: Coalitions, options: ShapleyOptions, samples: int, size: int, 
         return game.play(masks).correct.double() / game.images
 
     sampling = (options.samples, options.tolerance) != (None, None)
-    estimator = options.estimator or ("exact" if game.n <= EXACT and not sampling else "permutation")
+    estimator = options.estimator or ("exact" if game.n <= ENUMERATED and not sampling else "permutation")
     ends = torch.stack([torch.zeros(game.n), torch.ones(game.n)]).bool()
     used = 1
     if estimator == "exact":
