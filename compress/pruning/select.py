@@ -123,7 +123,8 @@ def _prunable(channels: ChannelMap, scores: FilterScores, protected: set[str]) -
         named = ", ".join(list(scores.scores)[:3])
         raise SlimrankError(f"the scores are of other layers ({named}) than this checkpoint can lose; rank this checkpoint")
     if not scored:
-        raise SlimrankError("nothing to prune: no prunable layer has scores and is not protected; `slimrank inspect` says why")
+        why = "no prunable layer has scores and is not protected; `slimrank inspect` says why"
+        raise OutOfReach(f"nothing to prune: {why}", 1.0)
     return scored
 
 
