@@ -18,7 +18,7 @@ from pathlib import Path
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
-from slimrank.compress.pruning.surgery import prune
+from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.stages.measure import recalibrated as anew
 from slimrank.compress.training.loop import train
@@ -82,7 +82,7 @@ def measure(
         channels = channel_map(model, checkpoint.example())
         scores = RANKERS[ranker](model, channels, some.batches(), classes=10, seed=0)
         plan = select(model, channels, scores, macs=budget, scope=scope, align=align)
-        model = prune(model, channels, plan, checkpoint.example(2))
+        model = apply_plan(model, channels, plan, checkpoint.example(2))
         model = anew(model, data, seed=0) if recalibrated else model
         row["macs"] = round(plan.macs_after / plan.macs_before, 4)
     row["test_before"] = accuracy(predictor(model), data.test.batches(), 10).top1

@@ -16,7 +16,7 @@ from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.pruning.plan import PruningPlan
-from slimrank.compress.pruning.surgery import prune
+from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.stages.finetune import fresh
 from slimrank.compress.training.loop import train
@@ -84,7 +84,7 @@ class Bench:
         batches = images.subset(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:2000]).batches()
         scores = RANKERS[ranker](model, channels, batches, classes=10, seed=0)
         keep = {layer: sorted(scores.order(layer)[-width:]) for layer, width in zip(LAYERS, widths, strict=True)}
-        smaller = prune(model, channels, PruningPlan(keep, 0, 0, {}, "layer", ranker), checkpoint.example(2))
+        smaller = apply_plan(model, channels, PruningPlan(keep, 0, 0, {}, "layer", ranker), checkpoint.example(2))
         before = accuracy(predictor(smaller), data.split("test").batches(), 10).top1
         smaller, training = train(smaller, data.split("train"), data.validation, recipe(SECOND))
         found = self.measured(smaller, checkpoint, data, padding)

@@ -23,7 +23,7 @@ from rows import RESULTS, OutOfTime, Rows, two_networks
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network.checkpoint import load, save
 from slimrank.compress.pruning.select import select
-from slimrank.compress.pruning.surgery import prune
+from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import DATA_FREE, RANKERS
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.training.loop import bf16, train
@@ -165,7 +165,7 @@ class Bench:
     def cut(self, way: str, cut: str, scope: str):
         scores = FilterScores(**self.rows[f"{self.name} scores {way}"])
         plan = select(self.dense, self.channels, scores, macs=CUTS[cut], scope=scope)
-        return prune(self.dense, self.channels, plan, self.checkpoint.example(2))
+        return apply_plan(self.dense, self.channels, plan, self.checkpoint.example(2))
 
     def best(self, cut: str) -> list[tuple[str, str]]:
         """The three rankers that validate best before fine-tuning, recalibrated, each at its better scope."""

@@ -24,7 +24,7 @@ from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.budget import costs_for, plan
 from slimrank.compress.pruning.options import Cut
 from slimrank.compress.pruning.plan import PruningPlan
-from slimrank.compress.pruning.surgery import prune
+from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.stages.measure import recalibrated
 from slimrank.compress.training.loop import train
@@ -89,7 +89,7 @@ def measure(name: str, tiny: Path) -> dict:
             if name == "resnet18":
                 row["keep"][way] = made.keep
             row["seconds"][way] = round(time.perf_counter() - start, 1)
-            files[way] = export(prune(model, channels, made, example), example, Path(folder) / f"{way}.onnx", {})
+            files[way] = export(apply_plan(model, channels, made, example), example, Path(folder) / f"{way}.onnx", {})
         found = compare(files, batches=batches, threads=(1, 2), seconds=2.0)
     row["speedup"] = {
         way: {f"batch {s.batch}, threads {s.threads}": round(s.speedup, 3) for s in found.speedups if s.model == way}
@@ -106,7 +106,7 @@ def accuracies(tiny: Path, spec: str, keep: dict[str, list[int]]) -> dict:
     checkpoint = load(tiny, model="resnet18", size=64)
     data = open_data(spec, checkpoint.preprocessing, validation="test:0.2")
     channels = channel_map(checkpoint.model, checkpoint.example())
-    model = prune(checkpoint.model, channels, PruningPlan(keep, 0, 0, {}, "layer", "l1"), checkpoint.example(2))
+    model = apply_plan(checkpoint.model, channels, PruningPlan(keep, 0, 0, {}, "layer", "l1"), checkpoint.example(2))
     model = recalibrated(model, data, seed=0)
     before = accuracy(predictor(model), data.test.batches(), 200).top1
     model, training = train(model, data.train, data.validation, Recipe(1, 0.02))

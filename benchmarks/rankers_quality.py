@@ -18,7 +18,7 @@ from rows import RESULTS, OutOfTime, Rows
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
-from slimrank.compress.pruning.surgery import prune
+from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import DATA_FREE, RANKERS
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.stages.finetune import fresh
@@ -113,7 +113,7 @@ class Bench:
     def cut(self, way: str, macs: float, scope: str):
         scores = FilterScores(**self.rows[f"{self.name} scores {way}"])
         plan = select(self.model, self.channels, scores, macs=macs, scope=scope)
-        return prune(self.model, self.channels, plan, self.checkpoint.example(2))
+        return apply_plan(self.model, self.channels, plan, self.checkpoint.example(2))
 
     def best(self, macs: float) -> list[tuple[str, str]]:
         """The three rankers that validate best before fine-tuning, each at its better scope."""

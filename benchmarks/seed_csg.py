@@ -69,7 +69,7 @@ class Bench:
         histogram = vote(features(model, self.layer, self.images.batches()), self.classes, self.k).choose(self.k)
         chosen = {"influential": histogram}
         if made is not None:
-            told = gates.measure(model, self.layer, made, test.batches(), self.classes)
+            told = gates.measure_gates(model, self.layer, made, test.batches(), self.classes)
             found |= {"density": told.density, "top1_gated": told.top1_gated, "top1_own": told.top1_own}
             found["largest_information"] = told.to_dict()["mean_largest_information"]
             chosen["gates"] = gates.choose(made, linear.weight.detach(), self.k)

@@ -13,7 +13,7 @@ from rows import OutOfTime, Rows
 
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.pruning.plan import PruningPlan
-from slimrank.compress.pruning.surgery import prune
+from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.stages.finetune import fresh
 from slimrank.compress.training.loop import train
@@ -64,7 +64,7 @@ def main() -> None:
             scores = RANKERS[ranker](dense.to(args.device), channels, training, classes=10, seed=0)
             for error, widths in PAPER.items():
                 keep = {n: sorted(scores.order(n)[-w:]) for n, w in zip(channels.chosen(None), widths, strict=True)}
-                smaller = prune(dense.cpu(), channels, PruningPlan(keep, 0, 0, {}, "layer", ranker), checkpoint.example(2))
+                smaller = apply_plan(dense.cpu(), channels, PruningPlan(keep, 0, 0, {}, "layer", ranker), checkpoint.example(2))
                 key = f"{'-'.join(map(str, widths))} by {ranker} (paper: {error})"
                 rows.row(key, lambda smaller=smaller: measured(tuned(smaller, args.epochs)))
     except OutOfTime:

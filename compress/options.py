@@ -43,6 +43,11 @@ class CompressOptions:
         return replace(cut, macs=HALF.macs) if all(getattr(cut, name) is None for name in BUDGETS) else cut
 
     @property
+    def _clock(self) -> Timing:
+        """What decides a cut and a head: the first thread count and provider, all batch sizes."""
+        return replace(self.timing, threads=self.timing.threads[:1], providers=self.timing.providers[:1])
+
+    @property
     def finetuning(self) -> Recipe:
         return replace(self.training, seed=self.seed, device=self.device)
 
@@ -50,9 +55,8 @@ class CompressOptions:
     def prune(self) -> PruneOptions:
         """The options of the prune stage; its trials are trained as the result would be."""
         epochs = self.training.epochs if self.cut.max_drop is not None else 0
-        clock = replace(self.timing, threads=self.timing.threads[:1], providers=self.timing.providers[:1])
         return replace(
-            self.pruning, cut=self.cut, timing=clock if self.cut.clocked else None,
+            self.pruning, cut=self.cut, timing=self._clock if self.cut.clocked else None,
             training=replace(self.finetuning, epochs=epochs), seed=self.seed, device=self.device,
         )  # fmt: skip
 
@@ -60,9 +64,8 @@ class CompressOptions:
     def specialize(self) -> HeadOptions:
         """The options of the head; k2 auto finds the smallest within a hundredth of top-1."""
         return replace(
-            self.subspaces, layout="auto" if self.head == "linear" else self.head, batch=self.timing.batch,
-            threads=self.timing.threads[:1], providers=self.timing.providers[:1], seed=self.seed,
-            only_faster=self.head == "auto", rival=False,
+            self.subspaces, layout="auto" if self.head == "linear" else self.head, timing=self._clock, seed=self.seed,
+            only_faster=self.head == "auto", rival=False, report=True,
         )  # fmt: skip
 
     def check(self) -> "CompressOptions":

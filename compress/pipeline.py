@@ -24,22 +24,21 @@ from ..export.to_onnx import size
 from ..files import read_json, ready, write_json, write_text
 from .channels import channels_of
 from .channels.groups import stays
-from .head.specialize import specialize as specialized
+from .head.specialize import specialize
 from .network.checkpoint import SEEN, Checkpoint, load, save
 from .network.layout_names import INT8
 from .options import CompressOptions
 from .pruning.budget import plan
 from .pruning.select import guarded
 from .rankers.scores import FilterScores
-from .rows import Baseline, Bench, Cut, Export, Finetune, Rank, Rivals, Row, Specialize
-from .stages.export import export as exported
-from .stages.export import onnx_metadata
-from .stages.finetune import finetune as finetuned
+from .rows import BaselineRow, BenchRow, ExportRow, FinetuneRow, PruneRow, RankRow, RivalsRow, Row, SpecializeRow
+from .stages.export import export, onnx_metadata
+from .stages.finetune import finetune
 from .stages.measure import accuracy_on
 from .stages.place import Place, identity
-from .stages.prune import prune as pruned
-from .stages.rank import rank as ranked
-from .stages.rivals import rivals as trained_rivals
+from .stages.prune import prune
+from .stages.rank import rank
+from .stages.rivals import rivals
 
 DENSE = "dense.onnx"
 R = TypeVar("R", bound=Row)
@@ -197,26 +196,26 @@ def _check_reach(checkpoint: Checkpoint, options: CompressOptions) -> None:
 # -- stages, each a row -----------------------------------------------------------------------------------------------------
 
 
-def baseline(run: Run) -> Baseline:
+def _baseline(run: Run) -> BaselineRow:
     given = run.given
     counted = count(given.model, given.preprocessing.shape)
     path = to_onnx(given.model, given.example(), run.at(DENSE), onnx_metadata(given))
     top1 = run.top1(given.model)
     says = f"{counted.macs:,} MACs, {counted.params:,} parameters{_top1(top1)}"
-    return Baseline(top1=top1, macs=counted.macs, params=counted.params, bytes=size(path), says=says)
+    return BaselineRow(top1=top1, macs=counted.macs, params=counted.params, bytes=size(path), says=says)
 
 
-def rank(run: Run) -> Rank:
+def _rank(run: Run) -> RankRow:
     name = run.asked["ranker"]
-    scores = ranked(run.given, name, run.data, seed=run.options.seed, device=run.options.device)
+    scores = rank(run.given, name, run.data, seed=run.options.seed, device=run.options.device)
     scores.save(run.at("scores.json"))
-    return Rank(ranker=name, scores=scores.scores, says=f"{name}: {len(scores.scores)} filter groups")
+    return RankRow(ranker=name, scores=scores.scores, says=f"{name}: {len(scores.scores)} filter groups")
 
 
-def prune(run: Run) -> Cut:
+def _prune(run: Run) -> PruneRow:
     scores = FilterScores.load(run.at("scores.json"))
-    cut = pruned(
-        run.given, run.data, run.options.prune, scores=scores, place=run.place, top1_before=run.row(Baseline).top1,
+    cut = prune(
+        run.given, run.data, run.options.prune, scores=scores, place=run.place, top1_before=run.row(BaselineRow).top1,
         say=run.say,
     )  # fmt: skip
     save(cut.checkpoint, run.at("pruned.safetensors"))
@@ -230,7 +229,7 @@ def prune(run: Run) -> Cut:
             f"more than `max_drop` {run.options.cut.max_drop} allows"
         )
     kept = f"{cut.after.macs / cut.before.macs:.1%} of the MACs kept{rounds}"
-    return Cut(
+    return PruneRow(
         budget=cut.budget, scope=cut.plan.scope, keep=cut.keep, widths=cut.widths, steps=cut.steps,
         trials=[[trial.macs, trial.top1] for trial in cut.trials], validation_top1_before=cut.validation_top1_before,
         macs_before=cut.before.macs, macs_after=cut.after.macs, top1=cut.top1_after, note=cut.plan.note,
@@ -239,39 +238,39 @@ def prune(run: Run) -> Cut:
     )  # fmt: skip
 
 
-def finetune(run: Run) -> Finetune:
-    options, cut = run.options, run.row(Cut)
+def _finetune(run: Run) -> FinetuneRow:
+    options, cut = run.options, run.row(PruneRow)
     smaller = run.slim(run.at("pruned.safetensors"))
     if run.data is None or options.training.epochs == 0 or cut.training is not None:
         save(smaller, run.at("finetuned.safetensors"))
         if cut.training is not None:  # the trial that was taken is the result
             says = f"{cut.training['epochs']} epochs{_top1(cut.top1)}, in the trial that was taken"
-            return Finetune(top1=cut.top1, training=cut.training, says=says)
-        return Finetune(top1=None, training=None, says=f"left out: {'no data' if run.data is None else '`epochs` 0'}")
-    tuned = finetuned(
+            return FinetuneRow(top1=cut.top1, training=cut.training, says=says)
+        return FinetuneRow(top1=None, training=None, says=f"left out: {'no data' if run.data is None else '`epochs` 0'}")
+    tuned = finetune(
         smaller, run.data, options.finetuning, teacher=run.given if options.pruning.distill else None,
         progress=run.at("finetune.part"), top1_before=cut.top1,
     )  # fmt: skip
     save(tuned.checkpoint, run.at("finetuned.safetensors"))
     run.at("finetune.part").unlink(missing_ok=True)
     says = f"{tuned.training.epochs} epochs{_top1(tuned.top1_after)}"
-    return Finetune(top1=tuned.top1_after, training=tuned.training.to_dict(), says=says)
+    return FinetuneRow(top1=tuned.top1_after, training=tuned.training.to_dict(), says=says)
 
 
-def rivals(run: Run) -> Rivals:
-    options, cut = run.options, run.row(Cut)
+def _rivals(run: Run) -> RivalsRow:
+    options, cut = run.options, run.row(PruneRow)
     if not options.rivals:
-        return Rivals(rows=[], says="left out: add `rivals` for the dense model and random filters, trained equally")
+        return RivalsRow(rows=[], says="left out: add `rivals` for the dense model and random filters, trained equally")
     assert run.data is not None
     recipe = replace(options.finetuning, epochs=max(1, options.training.epochs))
-    rows = trained_rivals(
+    rows = rivals(
         run.given, run.data, options.prune, recipe, cut.macs_after / cut.macs_before, run.place.folder,
         dense_file=DENSE, scratch_epochs=options.scratch_epochs,
     )  # fmt: skip
-    return Rivals(rows=rows, says="; ".join(f"{row.name.split(',')[0]} {row.top1:.4f}" for row in rows))
+    return RivalsRow(rows=rows, says="; ".join(f"{row.name.split(',')[0]} {row.top1:.4f}" for row in rows))
 
 
-def specialize(run: Run) -> Specialize:
+def _specialize(run: Run) -> SpecializeRow:
     tuned, options = run.slim(run.at("finetuned.safetensors")), run.options
     head = tuned.model.get_submodule(channels_of(tuned).classifier)
     why = "`head` linear" if options.head == "linear" else "no data" if run.data is None else ""
@@ -279,14 +278,14 @@ def specialize(run: Run) -> Specialize:
         why = f"it is a {type(head).__name__}, and only a linear layer is told apart by class so far"
     if why:
         save(tuned, run.out / "slim.safetensors")
-        return Specialize(head="linear", result=None, says=f"classifier kept: {why}")
+        return SpecializeRow(head="linear", result=None, says=f"classifier kept: {why}")
     assert run.data is not None
     left = getattr(head, "in_features", 0)  # pruning may have left fewer features than k1 or k2
     k1, k2 = options.subspaces.k1, options.subspaces.k2
     asked = replace(
         options.specialize, k1=min(k1, left) if isinstance(k1, int) else k1, k2=min(k2, left) if isinstance(k2, int) else k2
     )  # fmt: skip
-    special = specialized(tuned, run.data, asked, judge=run.data.split("validation"))
+    special = specialize(tuned, run.data, asked, judge=run.data.split("validation"))
     save(special.checkpoint, run.out / "slim.safetensors")
     kind = "linear" if special.kept_dense_because else special.result.layout
     taken = f"{kind}; {special.result.note or 'asked for'}"
@@ -296,38 +295,38 @@ def specialize(run: Run) -> Specialize:
         taken = f"{taken}, {special.result.ratio:.1%} of its top-1"
     shown = replace(special.report, indices=_original(run, special.report.indices))
     says = f"{shown.k2} of {shown.features} features a class, {shown.ratio:.1%} of its top-1 on validation; {taken}"
-    return Specialize(head=kind, result=shown.to_dict(), says=says)
+    return SpecializeRow(head=kind, result=shown.to_dict(), says=says)
 
 
 def _original(run: Run, indices: list[list[int]]) -> list[list[int]]:
     """Feature numbers of the pruned network as those of the input checkpoint."""
     channels = channels_of(run.given)
-    gone = channels.removed(run.row(Cut).keep)
+    gone = channels.removed(run.row(PruneRow).keep)
     kept = stays(channels.reads[channels.classifier], gone).nonzero().flatten().tolist()
     return [[kept[i] for i in row] for row in indices]
 
 
-def export(run: Run) -> Export:
+def _export(run: Run) -> ExportRow:
     slim = run.slim(run.out / "slim.safetensors")
     counted = count(slim.model, slim.preprocessing.shape)
-    file = exported(slim, run.out / "model.onnx", run.data, seed=run.options.seed)
-    return Export(
+    file = export(slim, run.out / "model.onnx", run.data, seed=run.options.seed)
+    return ExportRow(
         top1=run.top1(slim.model), macs=counted.macs, params=counted.params, bytes=file.bytes, parity=file.parity.to_dict(),
         says=f"{file.bytes:,} bytes; {file.parity}",
     )  # fmt: skip
 
 
-def bench(run: Run) -> Bench:
+def _bench(run: Run) -> BenchRow:
     timing = run.options.timing
     models: dict[str, str | Path] = {"baseline": run.at(DENSE), "compressed": run.out / "model.onnx"}
-    models |= {rival.model: run.at(rival.file) for rival in run.row(Rivals).rows if rival.file != DENSE}
+    models |= {rival.model: run.at(rival.file) for rival in run.row(RivalsRow).rows if rival.file != DENSE}
     timed = compare(models, providers=timing.providers, batches=timing.batch, threads=timing.threads)
     ours = [row for row in timed.speedups if row.model == "compressed"]
     says = ", ".join(f"{row.speedup:.2f}x at batch {row.batch}" for row in ours)
     if any(row.speedup < 1.02 for row in ours):
         says += "; not faster: ONNX Runtime pays for whole blocks of channels, and these layers stay in theirs"
     found = timed.to_dict()
-    return Bench(
+    return BenchRow(
         results=found["results"], speedups=found["speedups"], machine=found["machine"], table=str(timed), says=says
     )  # fmt: skip
 
@@ -337,6 +336,6 @@ def _top1(top1: float | None) -> str:
 
 
 STAGES: dict[str, Callable[[Run], Row]] = {
-    "baseline": baseline, "rank": rank, "prune": prune, "finetune": finetune, "rivals": rivals,
-    "specialize": specialize, "export": export, "bench": bench,
+    "baseline": _baseline, "rank": _rank, "prune": _prune, "finetune": _finetune, "rivals": _rivals,
+    "specialize": _specialize, "export": _export, "bench": _bench,
 }  # fmt: skip

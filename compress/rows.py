@@ -20,7 +20,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline(Row):
+class BaselineRow(Row):
     STAGE = "baseline"
     top1: float | None
     macs: int
@@ -29,14 +29,14 @@ class Baseline(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank(Row):
+class RankRow(Row):
     STAGE = "rank"
     ranker: str
     scores: dict[str, list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut(Row):
+class PruneRow(Row):
     """`top1` before fine-tuning, or after the `training` of the trial that was taken; `trials`: [share of MACs, top-1]."""
 
     STAGE = "prune"
@@ -56,20 +56,20 @@ class Cut(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Row):
+class FinetuneRow(Row):
     STAGE = "finetune"
     top1: float | None
     training: dict[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rivals(Row):
+class RivalsRow(Row):
     STAGE = "rivals"
     rows: list[Rival]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Specialize(Row):
+class SpecializeRow(Row):
     """`result`: what came of the head on validation images; `indices` in it are the input checkpoint's feature numbers."""
 
     STAGE = "specialize"
@@ -79,7 +79,7 @@ class Specialize(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Row):
+class ExportRow(Row):
     STAGE = "export"
     top1: float | None
     macs: int
@@ -89,7 +89,7 @@ class Export(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(Row):
+class BenchRow(Row):
     STAGE = "bench"
     results: list[dict[str, Any]]
     speedups: list[dict[str, Any]]

@@ -147,7 +147,7 @@ def chain(model: nn.Module, choose: Choose, folder: Any) -> dict[str, Any]:
     from slimrank.compress.channels.masking import masked
     from slimrank.compress.channels.tracing import channel_map
     from slimrank.compress.pruning.select import OutOfReach, select
-    from slimrank.compress.pruning.surgery import prune
+    from slimrank.compress.pruning.surgery import apply_plan
     from slimrank.compress.rankers import RANKERS
     from slimrank.evaluate.latency import Runner
     from slimrank.evaluate.macs import count
@@ -162,7 +162,7 @@ def chain(model: nn.Module, choose: Choose, folder: Any) -> dict[str, Any]:
         plan = select(model, channels, RANKERS["random"](model, channels, seed=0), **budget, **rules)
     except OutOfReach as error:
         return {"refused": str(error)}
-    smaller = prune(model, channels, plan, x[:2])
+    smaller = apply_plan(model, channels, plan, x[:2])
     assert count(smaller, (3, 16, 16)).macs == plan.macs_after
     gone = channels.removed(plan.keep)
     assert sum(p.numel() for p in smaller.parameters()) == channels.params(model, gone)

@@ -15,7 +15,7 @@ from slimrank.compress.pruning.budget import plan
 from slimrank.compress.pruning.costs import Costs
 from slimrank.compress.pruning.options import Cut
 from slimrank.compress.pruning.select import select
-from slimrank.compress.pruning.surgery import prune
+from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.rankers.sensitivity import sensitivity
@@ -43,7 +43,7 @@ def invented(model, channels, slow: str = "no layer", block: int = 16) -> Costs:
 def test_parameters_are_met_and_exact(resnet, share):
     model, channels, scores = resnet
     made = select(model, channels, scores, params=share)
-    smaller = prune(model, channels, made, torch.randn(2, 3, 32, 32))
+    smaller = apply_plan(model, channels, made, torch.randn(2, 3, 32, 32))
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, smaller))
     assert 0.98 * share <= after / before <= share
     assert after == channels.params(model, channels.removed(made.keep))
@@ -167,7 +167,7 @@ def test_costs_are_fitted_without_negative_terms():
     model = zoo.build("lenet5", {"widths": (16, 32, 64, 32)}).eval()
     example = torch.randn(2, 1, 28, 28)
     channels = channel_map(model, example[:1])
-    made = costing.measure(model, channels, example, block=16, batches=(1, 4))
+    made = costing.measure_costs(model, channels, example, block=16, batches=(1, 4))
     assert set(made.terms) == {"conv1", "conv2", "fc1", "fc2", "fc3"}
     assert all(term >= 0 for terms in made.terms.values() for term in terms)
     assert set(made.measured) == {1, 4}

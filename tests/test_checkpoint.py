@@ -15,7 +15,7 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import Checkpoint, load, save
 from slimrank.compress.pruning.select import select
-from slimrank.compress.pruning.surgery import prune
+from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import Preprocessing
@@ -40,7 +40,7 @@ def pruned(name: str, arguments: dict | None = None, size: int = 64, head: bool 
     shape = (zoo.input_channels(model), size, size)
     channels = channel_map(model, torch.zeros(1, *shape))
     plan = select(model, channels, RANKERS["random"](model, channels, seed=1), macs=0.4)
-    smaller = prune(model, channels, plan, torch.randn(1, *shape))
+    smaller = apply_plan(model, channels, plan, torch.randn(1, *shape))
     if head:
         dense = smaller.get_submodule(channels.classifier)
         index = torch.stack([torch.randperm(dense.in_features)[:6] for _ in range(dense.out_features)]).sort(1).values
@@ -78,7 +78,7 @@ def test_pruned_twice(tmp_path):
     once = load(tmp_path / "a.safetensors")
     channels = channel_map(once.model, once.example())
     plan = select(once.model, channels, RANKERS["l1"](once.model, channels), macs=0.5)
-    twice = prune(once.model, channels, plan, once.example())
+    twice = apply_plan(once.model, channels, plan, once.example())
     save(once.then(twice, step="again"), tmp_path / "b.safetensors")
     again = load(tmp_path / "b.safetensors")
     torch.testing.assert_close(again.model(once.example()), twice(once.example()))

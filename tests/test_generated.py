@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from .generated import chain, generated
 
-
 EXAMPLES, MOST_REFUSED = 25, 8  # of 300 by seed, 47 were refused (benchmarks/generated_architectures.py)
 
 

@@ -10,6 +10,7 @@ from slimrank.compress.head.options import FinalLayerOptions
 from slimrank.compress.head.timing import Timed, fastest_first
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.latency import Comparison, Speedup, machine
+from slimrank.evaluate.timing import Timing
 
 SPEEDUPS = {"a": (3.0, 1.1), "b": (9.0, 0.5), "c": (2.0, 2.0), "d": (1.0, 1.0)}
 
@@ -36,7 +37,9 @@ def test_the_fastest_comes_first_and_what_is_slower_anywhere_never(names, faster
 
 def timed_once(**options) -> FinalLayerBench:
     """64 features, 10 classes, one setting, for a moment."""
-    return bench_final_layer(None, FinalLayerOptions(features=64, classes=10, batch=(1,), **{"k": 8, **options}), seconds=0.01)
+    return bench_final_layer(
+        None, FinalLayerOptions(features=64, classes=10, timing=Timing(batch=(1,)), **{"k": 8, **options}), seconds=0.01
+    )
 
 
 def test_bench_head_rows():

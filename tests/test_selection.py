@@ -10,7 +10,7 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import zoo
 from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.select import select, uniform
-from slimrank.compress.pruning.surgery import prune
+from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.influential import rank as influential
 from slimrank.compress.rankers.scores import FilterScores
@@ -61,7 +61,7 @@ def test_macs_budget_is_met_and_exact(resnet, share, scope, align, seed):
     plan = select(model, channels, scores, macs=share, scope=scope, align=align)
     kept = plan.macs_after / plan.macs_before
     assert 0.98 * share <= kept <= share
-    smaller = prune(model, channels, plan, torch.randn(1, 3, 32, 32))
+    smaller = apply_plan(model, channels, plan, torch.randn(1, 3, 32, 32))
     assert count(smaller, (3, 32, 32)).macs == plan.macs_after
     assert PruningPlan.from_json(plan.to_json()) == plan
 
@@ -151,10 +151,10 @@ def test_no_part_of_a_concat_runs_empty():
     assert channels.group("stem").layers == ("stem", "left", "right")
     worth = FilterScores(ranker="l1", scores={"stem": [float(i) for i in range(12)]})  # those of `left` are the least
     for minimum in (1, 2):
-        smaller = prune(model, channels, select(model, channels, worth, ratio=0.6, min_filters=minimum), x)
+        smaller = apply_plan(model, channels, select(model, channels, worth, ratio=0.6, min_filters=minimum), x)
         assert smaller.left.out_channels == minimum
     with pytest.raises(SlimrankError, match="leaves left without channels"):
-        prune(model, channels, PruningPlan({"stem": list(range(4, 12))}, 0, 0, {}, "layer", "l1"), x)
+        apply_plan(model, channels, PruningPlan({"stem": list(range(4, 12))}, 0, 0, {}, "layer", "l1"), x)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 
 from slimrank.compress.network import zoo
 from slimrank.compress.stages.finetune import fresh
-from slimrank.compress.training.loop import Run, train
+from slimrank.compress.training.loop import TrainingRun, train
 from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import BlockNorm, Csg, Recipe
 from slimrank.errors import SlimrankError
@@ -52,7 +52,7 @@ class Stopped(Exception):
 
 def interrupt(after, *args, **kwargs):
     """Train, and stop in the epoch after `after`."""
-    epoch = Run.epoch
+    epoch = TrainingRun.epoch
 
     def stops(run):
         if len(run.losses) == after:
@@ -60,7 +60,7 @@ def interrupt(after, *args, **kwargs):
         epoch(run)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "epoch", stops)
+        patch.setattr(TrainingRun, "epoch", stops)
         with pytest.raises(Stopped):
             train(*args, **kwargs)
 
@@ -140,7 +140,7 @@ def test_a_regulariser_acts_around_every_step_of_its_epochs(digits):
     model, data = digits
     plain, regulariser = train(model, data.train, None, RECIPE)[1], Every2nd()
     torch.manual_seed(RECIPE.seed)
-    run = Run(lenet(0).model, data.train, None, RECIPE, None, False, [regulariser])
+    run = TrainingRun(lenet(0).model, data.train, None, RECIPE, None, False, [regulariser])
     while not run.finished:
         run.epoch()
     assert regulariser.calls == ["enter", "leave", "penalty", "step"] * (2 * run.steps)

@@ -8,7 +8,7 @@ from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import Checkpoint, load, save
 from slimrank.compress.pruning.select import select
-from slimrank.compress.pruning.surgery import prune
+from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
 from slimrank.evaluate.data import Preprocessing
 from slimrank.evaluate.latency import Runner
@@ -35,7 +35,7 @@ def test_the_whole_chain(name, tmp_path):
     assert all(group.why for group in channels.groups if not group.prunable)
     plan = select(model, channels, RANKERS["l1"](model, channels), macs=0.5)
     assert 0.49 <= plan.macs_after / plan.macs_before <= 0.5
-    smaller = prune(model, channels, plan, x[:2])
+    smaller = apply_plan(model, channels, plan, x[:2])
     assert count(smaller, (3, size, size)).macs == plan.macs_after
     checkpoint = Checkpoint(model, name, {"num_classes": 10}, Preprocessing.default(3, size), None, [])
     save(checkpoint.then(smaller, step="prune"), tmp_path / "slim.safetensors")

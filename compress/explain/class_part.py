@@ -93,7 +93,7 @@ def explain_classes(
     gates_part = None
     if checkpoint.gates is not None:
         if tuple(checkpoint.gates.shape) == (width, classes):
-            measured = gates.measure(checkpoint.model, layer, checkpoint.gates, test.batches(device=device), classes)
+            measured = gates.measure_gates(checkpoint.model, layer, checkpoint.gates, test.batches(device=device), classes)
             indices = gates.choose(checkpoint.gates, linear.weight.detach().cpu(), k2)
             gates_part = GatesPart(measured=measured, indices=indices.tolist(), overlap=overlap(indices, width, seed))
         else:

@@ -97,8 +97,9 @@ def bench_final_layer(
     heads: dict[str, nn.Module] = {"linear": linear, **{name: makers[name]() for name in names if name in makers}}
     if own is not None:
         heads["as it is"] = own
+    clock = options.timing
     comparison, file_bytes = time_heads(
-        heads, shape.features, options.batch, options.threads, options.providers, seconds, int8=INT8 in options.layout
+        heads, shape.features, clock.batch, clock.threads, clock.providers, seconds, int8=INT8 in options.layout
     )
     dense_ms = {(r.provider, r.batch, r.threads): r.median_ms for r in comparison.results if r.model == "linear"}
     macs = {name: count(head, (shape.features,)).macs for name, head in heads.items()} | {INT8: shape.features * shape.classes}

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...errors import SlimrankError, near
-from ...option import option
+from ...evaluate.timing import Timing
+from ...option import nested, option
 from ..network.layout_names import INT8, LAYOUTS
 
 SELECTS = ("histogram", "contribution", "omp", "weights", "weights+histogram")  # of select.choose
@@ -37,9 +38,7 @@ AUTO: Callable[[str], int | str] = number_or_auto
 class HeadOptions:
     """What a head is asked to be; `select` None is omp, `agreement` None AGREEMENT and `max_drop` None DROP."""
 
-    batch: tuple[int, ...] = option((1, 8, 32), "batch sizes (default {default})")
-    threads: tuple[int, ...] = option((1,), "thread counts, comma-separated")
-    providers: tuple[str, ...] = option(("cpu",), "cpu, cuda", flag=("--providers", "--provider"))
+    timing: Timing = nested(Timing())
     select: str | None = option(
         None,
         "omp (default), contribution, histogram (the paper), weights, weights+histogram, gates (of --csg); not for tiled",
@@ -98,13 +97,10 @@ class HeadOptions:
 
     def check(self) -> None:
         """Raise SlimrankError for options that contradict one another, before anything is read."""
-        from ...evaluate.latency import check_settings
-
-        if len(self.threads) > 1 or len(self.providers) > 1:
-            raise SlimrankError("a head is chosen for one thread count and one provider; give one of each")
+        self.timing.single("a head is chosen for one thread count and one provider; give one of each")
         check_select(self.chosen_by)
         check_fit(self.fit)
-        check_settings(self.providers, self.batch, self.threads)
+        self.timing.check()
         self._check_values()
         self._check_searches()
         self._check_layout()
@@ -157,9 +153,7 @@ class HeadOptions:
 class FinalLayerOptions:
     """What `bench-head` times; `features` and `classes` are the checkpoint's where one is given."""
 
-    batch: tuple[int, ...] = option((1, 8, 32), "batch sizes (default {default})")
-    threads: tuple[int, ...] = option((1,), "thread counts, comma-separated")
-    providers: tuple[str, ...] = option(("cpu",), "cpu, cuda", flag=("--providers", "--provider"))
+    timing: Timing = nested(Timing())
     features: int = option(2048, "without a checkpoint (default {default})")
     classes: int = option(1000, "without a checkpoint (default {default})")
     k: int | None = option(None, "features a class keeps (default: a sixteenth)")

@@ -49,9 +49,10 @@ def by_the_clock(classifier: Classifier, options: HeadOptions) -> Race:
         features, classes, k2, tile, class_groups=options.groups, adjacent=options.adjacent, reorder=not free_order,
         rescore=options.rescore if isinstance(options.rescore, int) else min(8, classes), seed=options.seed,
         probe=options.probe if isinstance(options.probe, int) else 0,
-        int8=options.any_layout and options.providers == ("cpu",),
+        int8=options.any_layout and options.timing.providers == ("cpu",),
     )  # fmt: skip
-    return fastest_first(shapes, features, classes, options.batch, options.threads[0], options.providers[0])
+    clock = options.timing
+    return fastest_first(shapes, features, classes, clock.batch, clock.threads[0], clock.providers[0])
 
 
 def search(problem: Problem, race: Race | None) -> Built | Refused:

@@ -12,7 +12,7 @@ from ...evaluate.timing import Timing
 from ...export.to_onnx import export
 from ..channels.groups import ChannelMap
 from ..rankers.scores import FilterScores
-from .costs import Costs, measure
+from .costs import Costs, measure_costs
 from .latency_budget import time_share, within_time
 from .options import Cut
 from .plan import PruningPlan
@@ -26,7 +26,7 @@ def costs_for(cut: Cut, model: nn.Module, channels: ChannelMap, example: Tensor,
     if not cut.clocked:
         return None
     block = runtime_block()
-    return measure(model, channels, example, block=block, batches=timing.batch, threads=timing.threads[0])
+    return measure_costs(model, channels, example, block=block, batches=timing.batch, threads=timing.threads[0])
 
 
 def plan(

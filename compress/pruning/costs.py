@@ -66,7 +66,7 @@ class Costs:
         return max(1e-12, (whole - self.share(model, channels, gone)) / n)
 
 
-def measure(
+def measure_costs(
     model: nn.Module, channels: ChannelMap, example: Tensor,
     *, block: int, batches: Sequence[int] = (1,), threads: int = 1, seed: int = 0,
 ) -> Costs:  # fmt: skip

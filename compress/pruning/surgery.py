@@ -12,7 +12,7 @@ from ..network.resize import fit_attributes, replace_tensor
 from .plan import PruningPlan
 
 
-def prune(model: nn.Module, channels: ChannelMap, plan: PruningPlan, example: Tensor) -> nn.Module:
+def apply_plan(model: nn.Module, channels: ChannelMap, plan: PruningPlan, example: Tensor) -> nn.Module:
     """A copy of `model` without the units that `plan` drops; the model itself is left alone.
 
     `example`: [images, channels, height, width]. The copy is run on it and must give the logits of the masked original:

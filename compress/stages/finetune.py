@@ -90,7 +90,7 @@ def finetune(
         layer, _ = classifier(model, channels_of(trained))
         trained = replace(trained, gates=training.gates)
         with on(recipe.device, model):
-            gated = gates.measure(model, layer, training.gates, test.batches(device=recipe.device), classes)
+            gated = gates.measure_gates(model, layer, training.gates, test.batches(device=recipe.device), classes)
     return Finetuned(
         checkpoint=trained, training=training, top1_before=top1_before, top1_after=after.top1, n=after.n,
         block_norm=shrunk, csg=gated, validation_seen=trained.validation_seen(data),

@@ -6,7 +6,7 @@ from typing import Any
 from ...evaluate.macs import Macs, count
 from ..channels import channels_of
 from ..network.checkpoint import Checkpoint
-from ..pruning.costs import measure, unit_step
+from ..pruning.costs import measure_costs, unit_step
 from ..pruning.select import runtime_block
 from .options import InspectOptions
 
@@ -118,7 +118,7 @@ def inspect(checkpoint: Checkpoint, options: InspectOptions | None = None) -> In
     if not options.time:
         return inspection
     block, threads = runtime_block(), options.timing.threads[0]
-    costs = measure(
+    costs = measure_costs(
         checkpoint.model, channels, checkpoint.example(2), block=block, batches=options.timing.batch, threads=threads
     )  # fmt: skip
     timed = []

@@ -97,7 +97,7 @@ class _Job:
         if self.costs is None:
             self.costs = costs_for(cut, checkpoint.model, channels, example, o.clock)
         chosen = plan(checkpoint.model, channels, scores, cut, example, costs=self.costs, timing=o.clock)
-        smaller = surgery.prune(checkpoint.model, channels, chosen, example)
+        smaller = surgery.apply_plan(checkpoint.model, channels, chosen, example)
         if self.data is not None and o.recalibrate is not False:
             smaller = recalibrated(smaller, self.data, seed=o.seed, device=o.device)
         return chosen, smaller

@@ -13,7 +13,7 @@ from ...export.to_onnx import export
 from ..channels import channels_of
 from ..network.checkpoint import Checkpoint
 from ..pruning.select import uniform
-from ..pruning.surgery import prune as sliced
+from ..pruning.surgery import apply_plan
 from ..training.loop import train
 from ..training.recipe import Recipe
 from .measure import accuracy_on
@@ -71,7 +71,7 @@ def rivals(
         yield trained(smaller, recipe, name, "random filters", "rival-random.onnx")
         if scratch_epochs:
             channels = channels_of(checkpoint)
-            smaller = sliced(checkpoint.model, channels, uniform(checkpoint.model, channels, share), checkpoint.example(2))
+            smaller = apply_plan(checkpoint.model, channels, uniform(checkpoint.model, channels, share), checkpoint.example(2))
             name = f"plain uniform widths, from scratch, {scratch_epochs} epochs as all of training took"
             scratch = replace(recipe, epochs=scratch_epochs, lr=SCRATCH_LR)
             yield trained(_reset(smaller, recipe.seed), scratch, name, "plain uniform widths", "rival-plain.onnx")

@@ -113,7 +113,7 @@ class Gated:
         )
 
 
-def measure(model: nn.Module, layer: str, gates: Tensor, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Gated:
+def measure_gates(model: nn.Module, layer: str, gates: Tensor, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Gated:
     """Measure accuracy on all paths and mutual information in one pass over images. `gates`: [features, classes]."""
     linear = model.get_submodule(layer)
     assert isinstance(linear, nn.Linear)

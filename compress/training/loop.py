@@ -19,7 +19,7 @@ from .augment import augmented
 from .recipe import Recipe
 from .regularisers import Regulariser, regularisers
 from .result import Settings, Training
-from .resume import identity, leave, take_up
+from .resume import leave, run_identity, take_up
 
 TEMPERATURE = 4  # of the teacher's softened logits
 
@@ -49,12 +49,12 @@ def train(
     if teacher is not None:
         teacher = copy.deepcopy(teacher).to(recipe.device).to(memory_format=torch.channels_last).eval()
     example = torch.zeros(1, *images.preprocessing.shape, device=recipe.device)
-    run = Run(student, images, validation, recipe, teacher, keep_best, regularisers(student, recipe, example, gates))
+    run = TrainingRun(student, images, validation, recipe, teacher, keep_best, regularisers(student, recipe, example, gates))
     if progress is None:
         while not run.finished:
             run.epoch()
         return run.result()
-    name = identity(recipe, keep_best, (images, validation), (model, teacher), gates)
+    name = run_identity(recipe, keep_best, (images, validation), (model, teacher), gates)
     state = take_up(progress, name)
     if state is not None:
         run.load(state)
@@ -110,7 +110,7 @@ def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return TEMPERATURE**2 * F.kl_div(student, taught, reduction="batchmean")
 
 
-class Run:
+class TrainingRun:
     """One training on its way, an epoch a call. `state` holds all that an epoch changes, so that `load` can go on."""
 
     def __init__(

@@ -15,7 +15,7 @@ from ...files import whole
 from .recipe import Recipe
 
 
-def identity(
+def run_identity(
     recipe: Recipe, keep_best: bool, splits: Sequence[Images | None], models: Sequence[nn.Module | None], gates: Tensor | None
 ) -> str:
     """Hash the recipe, the images, and the weights that a run starts from and learns from."""
