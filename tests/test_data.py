@@ -112,21 +112,34 @@ def test_a_spec_is_read_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_bad_data(tmp_path):
-    root = folder(tmp_path / "a")
-    for spec, match in (
+@pytest.mark.parametrize(
+    ("spec", "match"),
+    [
         ("imagenet:x", "no data kind"),
-        (f"folder:{tmp_path}/nowhere", "no such folder"),
-        (f"folder:{tmp_path}", "holds no train/"),
+        ("folder:TMP/nowhere", "no such folder"),
+        ("folder:TMP", "holds no train/"),
         ("cifar10", "needs a folder"),
-    ):
-        with pytest.raises(SlimrankError, match=match):
-            open_data(spec, RGB)
-    for validation in ("train", "train:2", "val:0.1", "test:x", "train:nan"):
-        with pytest.raises(SlimrankError, match="`validation`"):
-            open_data("digits", GREY, validation=validation)
+    ],
+)
+def test_bad_specs(tmp_path, spec, match):
+    folder(tmp_path / "a")
+    with pytest.raises(SlimrankError, match=match):
+        open_data(spec.replace("TMP", str(tmp_path)), RGB)
+
+
+@pytest.mark.parametrize("validation", ["train", "train:2", "val:0.1", "test:x", "train:nan"])
+def test_bad_validation(validation):
+    with pytest.raises(SlimrankError, match="`validation`"):
+        open_data("digits", GREY, validation=validation)
+
+
+def test_bad_limit():
     with pytest.raises(SlimrankError, match="`limit`"):
         open_data("digits", GREY, limit=0)
+
+
+def test_broken_and_uneven_folders(tmp_path):
+    root = folder(tmp_path / "a")
     (root / "test" / "bee" / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
     with pytest.raises(SlimrankError, match=r"broken\.jpg cannot be read"):
         list(open_data(f"folder:{root}", RGB).test.batches())
@@ -138,10 +151,12 @@ def test_bad_data(tmp_path):
     (odd / "test" / "bee").rename(odd / "test" / "wasp")
     with pytest.raises(SlimrankError, match="bee, wasp"):
         open_data(f"folder:{odd}", RGB)
-    with pytest.raises(SlimrankError, match="1 or 3"):
-        Preprocessing(8, (0.5, 0.5), (0.5, 0.5))
-    with pytest.raises(SlimrankError, match="positive"):
-        Preprocessing(8, (0.5,), (0.0,))
+
+
+@pytest.mark.parametrize(("mean", "std", "match"), [((0.5, 0.5), (0.5, 0.5), "1 or 3"), ((0.5,), (0.0,), "positive")])
+def test_bad_preprocessing(mean, std, match):
+    with pytest.raises(SlimrankError, match=match):
+        Preprocessing(8, mean, std)
 
 
 def test_names_for_people(tmp_path):

@@ -54,7 +54,14 @@ def report(name="lenet5", classes=("ant", "bee"), note="asked for", layer="conv1
         "head_macs_before": 40, "head_macs_after": 20,
     }  # fmt: skip
     prune = {"budget": {"macs": 0.5}, "widths": {layer: [3, 2]}, "keep": {layer: [0, 2]}}
-    rival = {"name": "dense model, fine-tuned", "top1": 0.9, "macs": 2000, "seconds": 1.0, "file": "dense.onnx"}
+    rival = {
+        "name": "dense model, fine-tuned",
+        "model": "baseline",
+        "top1": 0.9,
+        "macs": 2000,
+        "seconds": 1.0,
+        "file": "dense.onnx",
+    }
     stages = {
         "rank": {"ranker": "fpgm", "scores": {layer: [3.0, 1.0, 2.0]}}, "prune": prune, "rivals": {"rows": [rival]},
         "specialize": {"head": "tiled", "result": head}, "bench": {"results": results},

@@ -79,11 +79,7 @@ def _rivals(rows: list[dict[str, Any]] | None, results: list[dict[str, Any]]) ->
         return None
     median_ms = {(r["model"], r["batch"]): r["median_ms"] for r in results}
     batch = min(r["batch"] for r in results)
-
-    def timed_as(name: str) -> str:  # the dense rival has the baseline's shapes and is not timed again
-        return "baseline" if name.startswith("dense") else name.split(",")[0]
-
-    return Rivals(batch, median_ms["compressed", batch], [(row, median_ms[timed_as(row["name"]), batch]) for row in rows])
+    return Rivals(batch, median_ms["compressed", batch], [(row, median_ms[row["model"], batch]) for row in rows])
 
 
 def _subspaces(classes: list[str] | None, indices: list[list[int]]) -> list[tuple[str, list[int]]]:
