@@ -68,8 +68,11 @@ class Run:
         return load(path, model=self.given.name)
 
     def row(self, kind: type[R]) -> R:
-        """What a stage that is done came to."""
-        return msgspec.convert(self.done[kind.STAGE], kind)
+        """What a stage that is done came to. Raises SlimrankError where state.json does not hold it as it was written."""
+        try:
+            return msgspec.convert(self.done[kind.STAGE], kind)
+        except msgspec.ValidationError as error:
+            raise SlimrankError(f"{self.out / 'state.json'} is damaged ({error}); {_anew(self.out)}") from error
 
     def top1(self, model: nn.Module) -> float | None:
         """Accuracy on the test split; reported, never chosen on."""
@@ -161,11 +164,11 @@ def _done(out: Path, asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
         raise SlimrankError(f"cannot write into {out}: it is a file; name a folder with `out`")
     if not (out / "state.json").exists():
         return {}
-    anew = f"remove the folder {out} to start anew, or name another `out`"
-    state = read_json(out / "state.json", "the state in", anew)
+    state = read_json(out / "state.json", "the state in", _anew(out))
     old, rows = state.get("asked"), state.get("stages")
-    if not isinstance(old, dict) or not isinstance(rows, list):
-        raise SlimrankError(f"{out / 'state.json'} is damaged; {anew}")
+    named = isinstance(rows, list) and all(isinstance(row, dict) and row.get("name") in STAGES for row in rows)
+    if not isinstance(old, dict) or not named:
+        raise SlimrankError(f"{out / 'state.json'} is damaged; {_anew(out)}")
     for key, value in asked.items():
         if old.get(key) != value:
             parameter = {"name": "model", "arguments": "model_arg"}.get(key, key)
@@ -173,6 +176,10 @@ def _done(out: Path, asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
             what = "another checkpoint" if key == "checkpoint" else what
             raise SlimrankError(f"{out} was made with {what}; name another `out`, or remove the folder")
     return {row["name"]: row for row in rows}
+
+
+def _anew(out: Path) -> str:
+    return f"remove the folder {out} to start anew, or name another `out`"
 
 
 def _typed(value: object) -> str:

@@ -107,6 +107,23 @@ def test_a_folder_of_another_run_is_refused(killed, trained, tmp_path):
     shutil.copytree(killed[0] / "killed", tmp_path / "killed")
     with pytest.raises(SlimrankError, match="was made with `seed` 0, not 1"):
         pipeline.start(trained, tmp_path / "killed", replace(OPTIONS, seed=1))
-    (tmp_path / "killed" / "state.json").write_text('{"asked": [], "stages": []}')
+
+
+@pytest.mark.parametrize("wrong", ['{"asked": [], "stages": []}', "ASKED [1]", 'ASKED [{"name": "rnak"}]', "{"])
+def test_a_damaged_state_is_refused(killed, trained, tmp_path, wrong):
+    shutil.copytree(killed[0] / "killed", tmp_path / "killed")
+    state = tmp_path / "killed" / "state.json"
+    asked = json.dumps(json.loads(state.read_text())["asked"])
+    state.write_text(f'{{"asked": {asked}, "stages": {wrong[5:]}}}' if wrong.startswith("ASKED") else wrong)
     with pytest.raises(SlimrankError, match="remove the folder"):
         pipeline.start(trained, tmp_path / "killed", OPTIONS)
+
+
+def test_a_damaged_row_is_refused(killed, trained, tmp_path):
+    shutil.copytree(killed[0] / "killed", tmp_path / "killed")
+    state = tmp_path / "killed" / "state.json"
+    told = json.loads(state.read_text())
+    told["stages"][0]["top1"] = "high"
+    state.write_text(json.dumps(told))
+    with pytest.raises(SlimrankError, match="remove the folder"):
+        pipeline.start(trained, tmp_path / "killed", OPTIONS).finish()
