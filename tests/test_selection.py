@@ -12,7 +12,6 @@ from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.select import select, uniform
 from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.rankers.influential import rank as influential
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.macs import count
@@ -121,7 +120,7 @@ def test_a_dead_filter_comes_last():
     model.features[1].weight.data[7] = 0
     model.features[1].bias.data[7] = 0
     channels = channel_map(model, torch.randn(1, 3, 32, 32))
-    ranked = influential(model, channels, [(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)], classes=10)
+    ranked = RANKERS["influential"](model, channels, [(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)], classes=10)
     assert ranked.scores["features.0"][7] == 0
 
 

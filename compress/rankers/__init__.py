@@ -11,7 +11,7 @@ other one is divided by its layer's mean: scales differ by orders of magnitude b
 maximum, does not hang on one filter.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ class ShapleyOptions:
     estimator: str | None = option(None, "shapley: exact, truncated, permutation, subsets")
     samples: int | None = option(None, "shapley: at most this many pairs (default 10)")
     coalition_size: int | None = option(None, "shapley, truncated: coalitions of fewer filters (default 2)")
-    tolerance: float | None = option(None, "shapley: stop at this half-width of the 95%% confidence intervals")
+    tolerance: float | None = option(None, "shapley: stop at this half-width of the 95% confidence intervals")
     memory: int = option(MEMORY, CACHED)
 
 
@@ -78,13 +78,15 @@ class Ranker:
         *, classes: int = 0, seed: int = 0, layers: list[str] | None = None, **given: Any,
     ) -> "FilterScores":  # fmt: skip
         """Run the ranker; `given` fills its options. Raises SlimrankError for an option that it does not take."""
-        chosen = {} if self.options is None and not given else {"options": self.chosen(given)}
+        own = self.chosen(given)
         module, _, name = self.function.partition(":")
         rank = getattr(import_module(f".{module}", __name__), name)
-        scores: FilterScores = rank(model, channels, batches, classes=classes, seed=seed, layers=layers, **chosen)
-        return scores
+        words = {} if own is None else {"options": own}
+        scores: FilterScores = rank(model, channels, batches, classes=classes, seed=seed, layers=layers, **words)
+        return scores if own is None or scores.options else replace(scores, options=asdict(own))
 
     def chosen(self, given: dict[str, Any]) -> Any:
+        """Its options with the values in `given`; None where it has none. Raises SlimrankError for one that it has not."""
         known = options(self.options) if self.options else {}
         odd = [key for key in given if key not in known]
         if odd:
@@ -93,19 +95,21 @@ class Ranker:
         return self.options(**given) if self.options else None
 
 
-_RECORDS = (
-    Ranker(name="influential", function="influential:rank", split="train", options=InfluentialOptions),
-    Ranker(name="l1", function="l1:rank"),
-    Ranker(name="car", function="car:rank", split="validation", enough=2000, options=CarOptions),
-    Ranker(name="shapley", function="shapley:rank", split="validation", enough=500, options=ShapleyOptions),
-    Ranker(name="switch", function="switch:rank", split="train", enough=5000, options=SwitchOptions),
-    Ranker(name="random", function="random:rank"),
-    Ranker(name="taylor", function="torch_pruning_criteria:taylor", split="train", enough=2000),
-    Ranker(name="bn-scale", function="torch_pruning_criteria:bn_scale"),
-    Ranker(name="fpgm", function="torch_pruning_criteria:fpgm"),
-    Ranker(name="lamp", function="torch_pruning_criteria:lamp"),
-)
-RANKERS = {record.name: record for record in _RECORDS}
+RANKERS = {
+    record.name: record
+    for record in (
+        Ranker(name="influential", function="influential:rank", split="train", options=InfluentialOptions),
+        Ranker(name="l1", function="l1:rank"),
+        Ranker(name="car", function="car:rank", split="validation", enough=2000, options=CarOptions),
+        Ranker(name="shapley", function="shapley:rank", split="validation", enough=500, options=ShapleyOptions),
+        Ranker(name="switch", function="switch:rank", split="train", enough=5000, options=SwitchOptions),
+        Ranker(name="random", function="random:rank"),
+        Ranker(name="taylor", function="torch_pruning_criteria:taylor", split="train", enough=2000),
+        Ranker(name="bn-scale", function="torch_pruning_criteria:bn_scale"),
+        Ranker(name="fpgm", function="torch_pruning_criteria:fpgm"),
+        Ranker(name="lamp", function="torch_pruning_criteria:lamp"),
+    )
+}
 DEFAULT = "fpgm"  # of those that need no images, the best before tuning on both networks of benchmarks/prune_accuracy.py
 DATA_FREE = tuple(name for name, record in RANKERS.items() if record.split is None)
 _OURS = ", ".join(name for name, record in RANKERS.items() if not record.function.startswith("torch_pruning"))

@@ -31,7 +31,7 @@ def rank(
     classes: int,
     seed: int = 0,
     layers: list[str] | None = None,
-    options: CarOptions = CarOptions(),  # noqa: B008
+    options: CarOptions,
 ) -> FilterScores:
     """Score of a unit: its CAR; between equals the summed log-likelihood that its removal costs (`ties`), then the index.
 

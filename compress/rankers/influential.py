@@ -32,7 +32,7 @@ def rank(
     classes: int,
     seed: int = 0,
     layers: list[str] | None = None,
-    options: InfluentialOptions = InfluentialOptions(),  # noqa: B008
+    options: InfluentialOptions,
 ) -> FilterScores:
     """Score of a unit: votes over all classes; ties are broken by its mean |activation| (a fraction below 1 is added).
 

@@ -40,7 +40,7 @@ def rank(
     classes: int,
     seed: int = 0,
     layers: list[str] | None = None,
-    options: ShapleyOptions = ShapleyOptions(),  # noqa: B008
+    options: ShapleyOptions,
 ) -> FilterScores:
     """Score of a unit: its Shapley value, layer by layer, the other layers whole.
 

@@ -44,7 +44,7 @@ def rank(
     classes: int,
     seed: int = 0,
     layers: list[str] | None = None,
-    options: SwitchOptions = SwitchOptions(),  # noqa: B008
+    options: SwitchOptions,
 ) -> FilterScores:
     """Score of a unit: the mean of its switch, phi_i / sum(phi); layer after layer, from the input on.
 
