@@ -12,9 +12,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SLIMRANK_SHARED", ROOT.parent / "shared"))
 
-# Two workers of pytest-xdist on two cores have a thread each; alone, a run has both cores.
-THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
-torch.set_num_threads(int(THREADS))
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores have a thread each; alone, a run has both cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 def shared(path: str) -> Path:
