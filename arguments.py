@@ -94,7 +94,7 @@ def _add(target: argparse.ArgumentParser, name: str, one: Option) -> None:
     hint = get_type_hints(one.owner)[one.field.name]
     default = None if one.default is MISSING else one.default
     words: dict[str, Any] = {
-        "help": said["help"].replace("{default}", _shown(default if one.told is None else one.told)) or None
+        "help": said["help"].replace("{default}", _shown(default if one.told is None else one.told)).replace("%", "%%") or None
     }
     if said["positional"]:
         count = said["positional"]

@@ -178,11 +178,11 @@ def test_a_file_without_weights(tmp_path):
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
-        ({}, "--model NAME"),
-        ({"name": "vgg16_cifar"}, "vgg16"),
-        ({"name": "resnet18"}, "check --model"),
-        ({"name": "lenet5", "arguments": {"widths": [1, 2, 3, 4]}}, "check --model"),
-        ({"name": "lenet5", "arguments": {"depth": 4}}, "--model-arg"),
+        ({}, "`model` NAME"),
+        ({"model": "vgg16_cifar"}, "vgg16"),
+        ({"model": "resnet18"}, "check `model`"),
+        ({"model": "lenet5", "model_arg": {"widths": [1, 2, 3, 4]}}, "check `model`"),
+        ({"model": "lenet5", "model_arg": {"depth": 4}}, "`model_arg`"),
     ],
     ids=["no name", "near name", "other network", "other widths", "unknown argument"],
 )

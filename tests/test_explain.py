@@ -57,11 +57,11 @@ def test_gates_are_those_of_the_images_class():
     model = nn.Sequential(nn.Linear(3, 3, bias=False))
     model[0].weight.data = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 2, 1]])  # class 2 wins on the images of class 1
     batches = [(torch.eye(3)[labels], labels)]
-    measured = gates.measure(model, "0", torch.eye(3), batches, 3)
+    measured = gates.measure_gates(model, "0", torch.eye(3), batches, 3)
     assert measured.top1 == pytest.approx(2 / 3)
     assert measured.top1_gated == pytest.approx(2 / 3)  # the gate of the true class lets its feature pass, and class 2 reads it
     assert measured.top1_own == 1  # class 2 reads feature 2 alone
-    shifted = gates.measure(model, "0", torch.eye(3)[:, [1, 2, 0]], batches, 3)
+    shifted = gates.measure_gates(model, "0", torch.eye(3)[:, [1, 2, 0]], batches, 3)
     assert shifted.top1_gated == pytest.approx(1 / 3)  # the gates of other classes: nothing passes, argmax takes class 0
     assert shifted.density == pytest.approx(1 / 3)
 

@@ -56,7 +56,7 @@ def test_a_faster_head_that_loses_accuracy_is_refused(given, clock):
     checkpoint, data = given
     specialized = specialize(checkpoint, data, HeadOptions(only_faster=True, fit="truncate", k2=1, max_drop=0.0))
     assert specialized.checkpoint is checkpoint
-    assert "within --max-drop 0.0" in specialized.kept_dense_because
+    assert "within `max_drop` 0.0" in specialized.kept_dense_because
 
 
 def test_a_faster_head_is_taken(given, clock):
