@@ -6,6 +6,7 @@ Units are random 16x16 convs with ReLU, maps of 7x7; images are generated (evalu
 Target: under five minutes and 4 GB on two cores. The result goes to results/dissection_speed.json.
 """
 
+import argparse
 import os
 import resource
 import tempfile
@@ -18,6 +19,7 @@ from slimrank.evaluate.data import Preprocessing
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(3, 512, 16, 16).requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:

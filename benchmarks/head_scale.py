@@ -8,6 +8,7 @@ among the N best classes of the head; beside it the same for classes kept in the
 levels: 1,000 groups, 16 of them computed (`probe_recall`: how often what all groups together decide is among them).
 """
 
+import argparse
 import resource
 import tempfile
 import time
@@ -94,6 +95,7 @@ def measure(kind: str) -> dict:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = Rows("head_scale", None, **machine().to_dict())
     for kind in ("", "adjacent", "two levels"):
         rows.row(f"{CLASSES} classes, {FEATURES} features{kind and f', {kind}'}", lambda k=kind: measure(k))
