@@ -10,7 +10,7 @@ from ..option import flat, nested, option
 from .head.options import BY_GATES, HeadOptions
 from .pruning.options import BUDGETS, Cut
 from .rankers import DEFAULT
-from .stages.options import DEVICE, SEED, PruneOptions
+from .stages.options import PruneOptions
 from .training.recipe import Recipe
 
 HEADS = ("auto", "linear", "gather", "tiled", "int8")
@@ -32,8 +32,8 @@ class CompressOptions:
     timing: Timing = nested(Timing())
     head: str = option("auto", "auto (default: subspaces where they are faster), linear, gather, tiled, int8")
     rivals: bool = option(False, "also train the dense model and a random cut equally long")
-    seed: int = option(0, SEED)
-    device: str = option("cpu", DEVICE)
+    seed: int = option(0)
+    device: str = option("cpu")
     scratch_epochs: int = 0
 
     @property

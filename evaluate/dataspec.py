@@ -16,7 +16,7 @@ class DataSpec:
     data: str = option(MISSING, "digits, mnist:DIR, cifar10:DIR, folder:DIR, ...", metavar="SPEC")
     validation: str = option("train:0.1", "train:F or test:F (default train:0.1)")
     limit: int | None = option(None, "at most this many images of each split")
-    seed: int = option(0, "of splits, random scores and training (default 0)")
+    seed: int = option(0)
     download: bool = option(False)
 
     def open(self, preprocessing: "Preprocessing") -> "Data":

@@ -11,5 +11,5 @@ class ExplainOptions:
     k2: int | None = option(None, "influential features of a class (default: an eighth, at least 5)")
     layer: tuple[str, ...] | None = option(None, "look at this layer's group (repeatable; default: four of them)", repeat=True)
     concepts: str | None = option(None, "dissect: a folder in Broden's layout, or generated", metavar="DIR")
-    seed: int = option(0, "of splits, random scores and training (default 0)")
-    device: str = option("cpu", "cpu or cuda, for PyTorch's part")
+    seed: int = option(0)
+    device: str = option("cpu")

@@ -63,7 +63,7 @@ class HeadOptions:
     agreement: float | None = option(None, "--rescore auto, --probe auto: share of equal decisions (default 0.99)")
     max_drop: float | None = option(None, "auto: validation top-1 that may be lost (default 0.01)")
     layer: str | None = option(None, "the classifier, to be sure which it is")
-    seed: int = option(0, "of splits, random scores and training (default 0)")
+    seed: int = option(0)
     only_faster: bool = False  # the dense layer stays where no head is faster and accurate enough
     report: bool = False  # also fit subspaces that show what each class lives on, where the head itself has none (int8)
     rival: bool = True  # train the dense layer beside a trained head

@@ -10,7 +10,6 @@ from ..pruning.options import Cut
 from ..rankers import DATA_FREE, DEFAULT, NAMES, ranker
 from ..training.recipe import Recipe
 
-SEED, DEVICE = "of splits, random scores and training (default 0)", "cpu or cuda, for PyTorch's part"
 ONE_IMAGE = Timing(batch=(1,))
 
 
@@ -27,8 +26,8 @@ class PruneOptions:
     steps: int = option(1, "rank, cut and recover so many times (default 1: one-shot)")
     recover: int = option(1, "epochs between steps (default 1)")
     distill: bool = option(False, "fine-tune with the input checkpoint as teacher")
-    seed: int = option(0, SEED)
-    device: str = option("cpu", DEVICE)
+    seed: int = option(0)
+    device: str = option("cpu")
 
     @property
     def clock(self) -> Timing:
@@ -133,9 +132,11 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
+    """What every verb takes. Seed and device are fields of what uses them, too; what they are is said here."""
+
     json: bool = option(False, "the result as one JSON object on stdout")
-    seed: int = option(0, SEED)
-    device: str = option("cpu", DEVICE)
+    seed: int = option(0, "of splits, random scores and training (default 0)")
+    device: str = option("cpu", "cpu or cuda, for PyTorch's part")
     debug: bool = option(False, "show tracebacks")
 
 

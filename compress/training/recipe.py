@@ -91,8 +91,8 @@ class Recipe:
     patience: int | None = option(None, "stop after so many epochs without a better validation top-1")
     precision: str = option("auto", "auto (bf16 where the hardware has it), fp32, bf16")
     teacher_share: float = option(0.5, "of the loss (default 0.5)")
-    seed: int = option(0, "of splits, random scores and training (default 0)")
-    device: str = option("cpu", "cpu or cuda, for PyTorch's part")
+    seed: int = option(0)
+    device: str = option("cpu")
     batch: int | None = None
     weight_decay: float = 5e-4
     block_norm: BlockNorm | None = None  # set by `Interpretable`, as csg is
