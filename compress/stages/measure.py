@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from ...evaluate.accuracy import Accuracy, accuracy, predictor
@@ -11,19 +12,18 @@ from ..training.recalibrate import IMAGES, recalibrate
 
 
 @contextmanager
-def on(device: str, *models: nn.Module) -> Iterator[None]:
-    """Within the context, the models lie on a device; afterwards, on the CPU."""
+def on(device: str, model: nn.Module) -> Iterator[None]:
+    """Within the context, the model lies on a device; afterwards, where it was."""
+    before = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    model.to(device)
     try:
-        for model in models:
-            model.to(device)
         yield
     finally:
-        for model in models:
-            model.to("cpu")
+        model.to(before)
 
 
 def accuracy_on(model: nn.Module, images: Images, classes: int, device: str = "cpu") -> Accuracy:
-    """Measure accuracy on a split; the model lies on the CPU before and after."""
+    """Measure accuracy on a split; the model lies where it did, before and after."""
     with on(device, model):
         return accuracy(predictor(model), images.batches(device=device), classes)
 
