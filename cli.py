@@ -157,8 +157,13 @@ def prune(args: argparse.Namespace) -> Result:
     if wanted.long:
         spec = asked(DataSpec(data=""), args)
         place = beside(args.out, identity(args.checkpoint, {**flat(spec), **flat(wanted)}))
-    cut = prune(checkpoint, data, wanted, scores=scores, place=place, say=say)
-    save(cut.checkpoint, args.out)
+    try:
+        cut = prune(checkpoint, data, wanted, scores=scores, place=place, say=say)
+        save(cut.checkpoint, args.out)
+    except SlimrankError:
+        if place is not None:
+            place.remove()  # it ended, if not well: there is nothing to go on from
+        raise
     if place is not None:
         place.remove()
     return {**cut.to_dict(), "out": str(args.out)}, f"{cut}\nwritten: {args.out}"
@@ -248,7 +253,7 @@ def compress(args: argparse.Namespace) -> Result:
 
     from slimrank.compress.pipeline import start
 
-    wanted = replace(asked(CompressOptions(), args), data=spec_of(args) if args.data else None)
+    wanted = replace(asked(CompressOptions(), args), data=spec_of(args) if args.data is not None else None)
     return finish(start(args.checkpoint, args.out, wanted, **asked(Reading(), args).words))
 
 
@@ -291,7 +296,7 @@ def given(args: argparse.Namespace) -> "tuple[Checkpoint, Data]":
 
 def perhaps(args: argparse.Namespace) -> "tuple[Checkpoint, Data | None]":
     """As `given`, where there is data."""
-    return given(args) if args.data else (asked(Reading(), args).load(args.checkpoint), None)
+    return given(args) if args.data is not None else (asked(Reading(), args).load(args.checkpoint), None)
 
 
 def part(out: Path) -> Path:
@@ -354,6 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser(VERBS, COMMON).parse_args(argv)
     try:
         check_device(args.device)
+        check_seed(args.seed)
         result, text = VERBS[args.verb].run(args)
     except SlimrankError as error:
         if args.debug:
@@ -393,6 +399,11 @@ def check_device(device: str) -> None:
         raise SlimrankError(f"no device {device!r}; {near(device, ['cpu', 'cuda'])}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise SlimrankError("`device` cuda: PyTorch sees no CUDA device; leave `device` out, or check the driver")
+
+
+def check_seed(seed: int) -> None:
+    if not -(2**63) <= seed < 2**63:
+        raise SlimrankError(f"`seed` is {seed}, must lie in 0..{2**63 - 1}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from .rows import BaselineRow, BenchRow, ExportRow, FinetuneRow, PruneRow, RankR
 from .stages.export import export, onnx_metadata
 from .stages.finetune import finetune
 from .stages.measure import accuracy_on
-from .stages.place import Place, identity
+from .stages.place import Place, difference, identity
 from .stages.prune import prune
 from .stages.rank import rank
 from .stages.rivals import rivals
@@ -65,7 +65,10 @@ class Run:
 
     def slim(self, path: Path) -> Checkpoint:
         """Load a slim file that this run wrote: the model's name is the one the user gave."""
-        return load(path, model=self.given.name)
+        try:
+            return load(path, model=self.given.name)
+        except SlimrankError as error:
+            raise SlimrankError(f"{path} is not as this run left it; {_anew(self.out)}") from error
 
     def row(self, kind: type[R]) -> R:
         """What a stage that is done came to. Raises SlimrankError where state.json does not hold it as it was written."""
@@ -169,22 +172,13 @@ def _done(out: Path, asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
     named = isinstance(rows, list) and all(isinstance(row, dict) and row.get("name") in STAGES for row in rows)
     if not isinstance(old, dict) or not named:
         raise SlimrankError(f"{out / 'state.json'} is damaged; {_anew(out)}")
-    for key, value in asked.items():
-        if old.get(key) != value:
-            parameter = {"name": "model", "arguments": "model_arg"}.get(key, key)
-            what = f"`{parameter}` {_typed(old.get(key))}, not {_typed(value)}"
-            what = "another checkpoint" if key == "checkpoint" else what
-            raise SlimrankError(f"{out} was made with {what}; name another `out`, or remove the folder")
+    if other := difference(old, asked):
+        raise SlimrankError(f"{out} was made with {other}; name another `out`, or remove the folder")
     return {row["name"]: row for row in rows}
 
 
 def _anew(out: Path) -> str:
     return f"remove the folder {out} to start anew, or name another `out`"
-
-
-def _typed(value: object) -> str:
-    """An option's value as it is given on the command line."""
-    return "its default" if value is None else ",".join(map(str, value)) if isinstance(value, list) else repr(value)
 
 
 def _check_reach(checkpoint: Checkpoint, options: CompressOptions) -> None:

@@ -53,3 +53,20 @@ def test_python_errors_name_the_parameter(trained):
         slimrank.prune(checkpoint, None, slimrank.PruneOptions(cut=slimrank.Cut(ratio=1.2)))
     with pytest.raises(slimrank.SlimrankError, match="ranker l1 takes no `samples`; it takes no options"):
         slimrank.rank(checkpoint, "l1", samples=3)
+
+
+@pytest.mark.parametrize("verb", ["finetune", "specialize", "explain", "evaluate"])
+def test_images_that_are_missing_are_said(trained, verb):
+    options = {
+        "finetune": [slimrank.Recipe(epochs=1)], "specialize": [slimrank.HeadOptions()],
+        "explain": [slimrank.ExplainOptions()], "evaluate": [],
+    }  # fmt: skip
+    with pytest.raises(slimrank.SlimrankError, match="needs images; give `data`"):
+        getattr(slimrank, verb)(slimrank.load(trained), None, *options[verb])
+
+
+def test_a_layer_may_be_named_without_a_list(trained):
+    checkpoint = slimrank.load(trained)
+    assert list(slimrank.rank(checkpoint, "l1", layers="conv1").scores) == ["conv1"]
+    kept = slimrank.prune(checkpoint, None, slimrank.PruneOptions(cut=slimrank.Cut(macs=0.6, protect="conv1", align=1)))
+    assert "conv1" not in kept.keep

@@ -127,3 +127,23 @@ def test_a_damaged_row_is_refused(killed, trained, tmp_path):
     state.write_text(json.dumps(told))
     with pytest.raises(SlimrankError, match="remove the folder"):
         pipeline.start(trained, tmp_path / "killed", OPTIONS).finish()
+
+
+def test_a_search_that_ends_without_a_cut_leaves_nothing_behind(trained, tmp_path, capsys):
+    from slimrank.cli import main
+
+    out = tmp_path / "p.safetensors"
+    words = ["prune", str(trained), "--data", "digits", "--limit", "60", "--max-drop", "0", "--epochs", "0", "-o", str(out)]
+    assert main([*words, "--protect", "conv1", "--protect", "conv2", "--protect", "fc1", "--min-filters", "24"]) == 1
+    assert "max-drop 0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_file_that_is_damaged_says_what_to_do(killed, trained, tmp_path):
+    shutil.copytree(killed[0] / "whole", tmp_path / "whole")
+    state = tmp_path / "whole" / "state.json"
+    told = json.loads(state.read_text())
+    state.write_text(json.dumps({**told, "stages": told["stages"][:4]}))
+    (tmp_path / "whole" / "stages" / "finetuned.safetensors").write_text("garbage")
+    with pytest.raises(SlimrankError, match="remove the folder"):
+        pipeline.start(trained, tmp_path / "whole", OPTIONS).finish()

@@ -67,7 +67,7 @@ class ChannelMap:
         if layers is None:
             return [group.name for group in self.groups if group.prunable and self.readers(group)]
         wanted = set()
-        for layer in layers:
+        for layer in [layers] if isinstance(layers, str) else layers:
             group = self.group(layer)
             if features and layer == self.classifier:
                 wanted.add(layer)

@@ -37,8 +37,13 @@ class Checkpoint:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(images, *self.preprocessing.shape, generator=generator).to(next(self.model.parameters()).device)
 
-    def with_classes(self, data: Data) -> "Checkpoint":
-        """Check that model and data name the same classes; a model without class names takes the data's."""
+    def with_classes(self, data: Data | None) -> "Checkpoint":
+        """Check that model and data name the same classes; a model without class names takes the data's.
+
+        Raises SlimrankError where they do not, and where there is no data.
+        """
+        if data is None:
+            raise SlimrankError("this needs images; give `data`")
         outputs = self.outputs()
         if outputs != len(data.classes):
             raise SlimrankError(

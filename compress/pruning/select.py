@@ -162,7 +162,8 @@ def _put_back(gone: Tensor, steps: list[Tensor], cost: Callable[[Tensor], float]
 
 def guarded(channels: ChannelMap, protect: Sequence[str]) -> set[str]:
     """The groups of protected layers, by name. Raises SlimrankError for a layer that is not there or loses nothing anyway."""
-    groups = [(layer, channels.group(layer)) for layer in protect]
+    layers = [protect] if isinstance(protect, str) else protect
+    groups = [(layer, channels.group(layer)) for layer in layers]
     for layer, group in groups:
         if not group.prunable:
             raise SlimrankError(

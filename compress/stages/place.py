@@ -34,13 +34,28 @@ def identity(checkpoint: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     return {"checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(), **plain, "slimrank": __version__}
 
 
+def difference(before: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What one command was asked for and the other not, in words; empty where they are the same."""
+    for key, value in asked.items():
+        if before.get(key) != value:
+            parameter = {"name": "model", "arguments": "model_arg"}.get(key, key)
+            shown = f"`{parameter}` {_typed(before.get(key))}, not {_typed(value)}"
+            return "another checkpoint" if key == "checkpoint" else shown
+    return ""
+
+
+def _typed(value: object) -> str:
+    """An option's value as it is given on the command line."""
+    return "its default" if value is None else ",".join(map(str, value)) if isinstance(value, list) else repr(value)
+
+
 def beside(out: Path, asked: dict[str, Any]) -> Place:
     """The place of a command that writes `out`: OUT.part. Raises SlimrankError where it is another command's."""
     place = Place(out.with_name(f"{out.name}.part"))
     known = place.at(IDENTITY)
     anew = f"remove the folder {place.folder} to start anew, or go on with the settings it was started with"
-    if known.exists() and read_json(known, "the state in", anew) != asked:
-        raise SlimrankError(f"{place.folder} is of an interrupted run with another checkpoint or other settings; {anew}")
+    if known.exists() and (other := difference(read_json(known, "the state in", anew), asked)):
+        raise SlimrankError(f"{place.folder} is of an interrupted run with {other}; {anew}")
     ready(known)
     if not known.exists():
         write_json(known, asked)

@@ -1,5 +1,6 @@
 """From a picture to the numbers that a network reads."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise SlimrankError(f"`mean` has {len(self.mean)} values, `std` {len(self.std)}; give 1 or 3 of each")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise SlimrankError(f"`mean` {self.mean} and `std` {self.std} must be finite numbers")
         if min(self.std) <= 0 or self.size < 1:
             what = f"`size` {self.size}" if self.size < 1 else f"`std` {self.std}"
             raise SlimrankError(f"{what} must be positive")
