@@ -5,7 +5,7 @@
 The paper (AlexNet): of the first 20 pruned, 17 are colour-selective in layer 1 and 14 in layer 2, judged by eye. Ours:
 ResNet-18 on Tiny ImageNet, greedy CAR on 500 validation images (a fifth of the test split), the first 20 of 64 filters in
 the first two groups. conv1's filters are tied to the first stage's by residual sums and go together; their kernels are conv1's
-own. Colour selectivity by our rule (compress/filterwise.py): selective are a layer's more selective half; beside it what
+own. Colour selectivity by our rule (compress/explain/filters.py): selective are a layer's more selective half; beside it what
 chance gives. Also how far the first 20 repeat kept filters. Rows are saved as they come to results/seed_car.json.
 """
 

@@ -1,4 +1,4 @@
-"""PruningPlan: which units stay. What selection.py makes and surgery.py carries out."""
+"""PruningPlan: which units stay. What select.py makes and surgery.py carries out."""
 
 import json
 from dataclasses import asdict, dataclass, field
