@@ -28,7 +28,7 @@ from slimrank.compress.stages.options import (
     TeacherOptions,
 )  # fmt: skip
 from slimrank.compress.training.recipe import Interpretable, Recipe
-from slimrank.errors import SlimrankError, flagged, near
+from slimrank.errors import SlimrankError, flagged, flagged_json
 from slimrank.evaluate.dataspec import DataSpec
 from slimrank.files import output
 from slimrank.option import built, options
@@ -141,6 +141,7 @@ def sensitivity(args: argparse.Namespace) -> Result:
 def prune(args: argparse.Namespace) -> Result:
     """cut the filters that matter least, to a budget"""
     from slimrank.compress.network.checkpoint import save
+    from slimrank.compress.pruning.select import OutOfReach
     from slimrank.compress.rankers.scores import FilterScores
     from slimrank.compress.stages.place import beside, identity
     from slimrank.compress.stages.prune import prune
@@ -159,11 +160,11 @@ def prune(args: argparse.Namespace) -> Result:
         place = beside(args.out, identity(args.checkpoint, {**flat(spec), **flat(wanted)}))
     try:
         cut = prune(checkpoint, data, wanted, scores=scores, place=place, say=say)
-        save(cut.checkpoint, args.out)
-    except SlimrankError:
+    except OutOfReach:
         if place is not None:
-            place.remove()  # it ended, if not well: there is nothing to go on from
+            place.remove()  # the search came to its end: there is nothing to go on from
         raise
+    save(cut.checkpoint, args.out)
     if place is not None:
         place.remove()
     return {**cut.to_dict(), "out": str(args.out)}, f"{cut}\nwritten: {args.out}"
@@ -308,15 +309,6 @@ def say(line: str) -> None:
     print(flagged(line, FLAGS), file=sys.stderr, flush=True)
 
 
-def with_flags(value: Any) -> Any:
-    """JSON whose texts name flags, as the command line does, in place of parameters."""
-    if isinstance(value, dict):
-        return {key: with_flags(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [with_flags(part) for part in value]
-    return flagged(value, FLAGS) if isinstance(value, str) else value
-
-
 NO_DATA = DataSpec(data=None)  # type: ignore[arg-type]  # --data may be left out
 TRAINING = Recipe(epochs=20, lr=0.1)
 RANKER_OPTIONS = {
@@ -358,8 +350,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit status: 0 done, 1 an error in one line on stderr, 2 usage."""
     args = parser(VERBS, COMMON).parse_args(argv)
     try:
-        check_device(args.device)
-        check_seed(args.seed)
+        asked(Common(), args).check()
         result, text = VERBS[args.verb].run(args)
     except SlimrankError as error:
         if args.debug:
@@ -384,26 +375,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(flagged(text, FLAGS), file=sys.stderr if args.json else sys.stdout)
         if args.json:
-            print(json.dumps(with_flags(result)))
+            print(json.dumps(flagged_json(result, FLAGS)))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read it has seen enough, as `| head` has; the work is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def check_device(device: str) -> None:
-    import torch
-
-    kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise SlimrankError(f"no device {device!r}; {near(device, ['cpu', 'cuda'])}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise SlimrankError("`device` cuda: PyTorch sees no CUDA device; leave `device` out, or check the driver")
-
-
-def check_seed(seed: int) -> None:
-    if not -(2**63) <= seed < 2**63:
-        raise SlimrankError(f"`seed` is {seed}, must lie in 0..{2**63 - 1}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 
 class SlimrankError(Exception):
@@ -15,6 +16,15 @@ class SlimrankError(Exception):
 def flagged(message: str, flags: Mapping[str, str]) -> str:
     """The message as the command line prints it: parameters between backticks become their flags; other quotes stay."""
     return re.sub(r"`([a-z0-9_]+)`", lambda match: flags.get(match[1], match[0]), message)
+
+
+def flagged_json(value: Any, flags: Mapping[str, str]) -> Any:
+    """JSON whose texts name flags in place of parameters; keys stay."""
+    if isinstance(value, dict):
+        return {key: flagged_json(part, flags) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [flagged_json(part, flags) for part in value]
+    return flagged(value, flags) if isinstance(value, str) else value
 
 
 def near(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -6,7 +6,6 @@ Each trial cut is fine-tuned as the real one will be, and judged on validation i
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ...errors import SlimrankError
 from .options import Cut
 from .select import OutOfReach
 
@@ -28,7 +27,7 @@ def within_drop(
     """Find the smallest share of the MACs whose trial keeps `top1` less `max_drop`, to a 64th, in TRIALS trials at most.
 
     `trial`: cuts as asked, fine-tunes, and returns top-1 on validation. Returns that cut and every trial in order; the last
-    trial that held is the cut's own. Raises SlimrankError where even the mildest trial loses more.
+    trial that held is the cut's own. Raises OutOfReach where even the mildest trial loses more.
     """
     assert cut.max_drop is not None
     fails, holds = 0.0, 1.0
@@ -48,11 +47,12 @@ def within_drop(
         fails, holds = (fails, share) if holds_to(cut.max_drop, top1, reached) else (share, holds)
     if holds == 1.0:
         if not trials:
-            raise SlimrankError(f"`max_drop` {cut.max_drop}: nothing can be cut ({refusal})")
+            raise OutOfReach(f"`max_drop` {cut.max_drop}: nothing can be cut ({refusal})", 1.0)
         mildest = max(trials, key=lambda trial: trial.macs)
-        raise SlimrankError(
+        raise OutOfReach(
             f"`max_drop` {cut.max_drop} is out of reach: {mildest.macs:.1%} of the MACs already loses "
-            f"{top1 - mildest.top1:.4f} of {top1:.4f}; fine-tune longer (`epochs`), or allow more"
+            f"{top1 - mildest.top1:.4f} of {top1:.4f}; fine-tune longer (`epochs`), or allow more",
+            top1 - mildest.top1,
         )
     return replace(cut, max_drop=None, macs=holds), trials
 

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
-from ...errors import SlimrankError
+from ...errors import SlimrankError, near
 from ...evaluate.timing import Timing
 from ...option import nested, option
 from ..pruning.options import Cut
@@ -138,6 +138,19 @@ class Common:
     seed: int = option(0, "of splits, random scores and training (default 0)")
     device: str = option("cpu", "cpu or cuda, for PyTorch's part")
     debug: bool = option(False, "show tracebacks")
+
+    def check(self) -> "Common":
+        """Raise SlimrankError for a device that is not there, and a seed that PyTorch does not take."""
+        import torch
+
+        kind = self.device.split(":")[0]
+        if kind not in ("cpu", "cuda"):
+            raise SlimrankError(f"no device {self.device!r}; {near(self.device, ['cpu', 'cuda'])}")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise SlimrankError("`device` cuda: PyTorch sees no CUDA device; leave `device` out, or check the driver")
+        if not -(2**63) <= self.seed < 2**63:
+            raise SlimrankError(f"`seed` is {self.seed}, must lie in 0..{2**63 - 1}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
