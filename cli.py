@@ -309,7 +309,7 @@ def say(line: str) -> None:
     print(flagged(line, FLAGS), file=sys.stderr, flush=True)
 
 
-NO_DATA = DataSpec(data=None)  # type: ignore[arg-type]  # --data may be left out
+DATA = ("data",)  # of verbs that do without images as well
 TRAINING = Recipe(epochs=20, lr=0.1)
 RANKER_OPTIONS = {
     name: one for record in reversed(RANKERS.values()) if record.options for name, one in options(record.options).items()
@@ -322,25 +322,27 @@ VERBS = {
     "inspect": Verb(inspect, (Reading, InspectOptions), reads="checkpoint"),
     "evaluate": Verb(evaluate, (Reading, DataSpec, EvaluateOptions), reads="checkpoint or .onnx file"),
     "rank": Verb(
-        rank, (Reading, NO_DATA, RankOptions, *(r.options for r in RANKERS.values() if r.options)), reads="checkpoint",
-        writes="scores file to write (.json); the chart goes beside it", unasked=tuple(RANKER_OPTIONS),
+        rank, (Reading, DataSpec, RankOptions, *(r.options for r in RANKERS.values() if r.options)), reads="checkpoint",
+        writes="scores file to write (.json); the chart goes beside it", unasked=(*DATA, *RANKER_OPTIONS),
     ),
     "compare-ranks": Verb(compare_ranks, (CompareOptions,), may_write="bar charts side by side (.svg)"),
     "sensitivity": Verb(
         sensitivity, (Reading, DataSpec, SensitivityOptions), reads="checkpoint",
         writes="scores file to write (.json); the figure goes beside it",
     ),
-    "prune": Verb(prune, (Reading, NO_DATA, PruneOptions, ScoresOption), reads="checkpoint", writes=SLIM),
+    "prune": Verb(prune, (Reading, DataSpec, PruneOptions, ScoresOption), unasked=DATA, reads="checkpoint", writes=SLIM),
     "finetune": Verb(finetune, (Reading, DataSpec, Recipe, TeacherOptions), reads="checkpoint", writes=SLIM),
     "specialize": Verb(specialize, (Reading, DataSpec, HeadOptions, SweepOption), reads="checkpoint", writes=SLIM),
     "explain": Verb(
         explain, (Reading, DataSpec, ExplainOptions), reads="checkpoint",
         writes="folder for explain.json and explain.html (default: explain)", default_out="explain",
     ),
-    "export": Verb(export, (Reading, NO_DATA), reads="checkpoint", writes="ONNX file to write"),
+    "export": Verb(export, (Reading, DataSpec), unasked=DATA, reads="checkpoint", writes="ONNX file to write"),
     "bench": Verb(bench, (BenchOptions,)),
     "bench-head": Verb(bench_head, (Reading, FinalLayerOptions), may_read="take the final layer of this checkpoint"),
-    "compress": Verb(compress, (Reading, NO_DATA, CompressOptions), reads="checkpoint", writes="folder for the results"),
+    "compress": Verb(
+        compress, (Reading, DataSpec, CompressOptions), unasked=DATA, reads="checkpoint", writes="folder for the results"
+    ),
 }  # fmt: skip
 COMMON = (Common,)
 FLAGS = flags(VERBS.values(), COMMON)

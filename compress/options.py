@@ -85,7 +85,7 @@ class CompressOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Every option by name, as the report holds it."""
-        spec = flat(self.data or DataSpec(data=None))  # type: ignore[arg-type]  # only to name the keys
+        spec = flat(self.data) if self.data else {**flat(DataSpec), "data": None}
         return {
             **spec, **flat(self), "ranker": self.pruning.ranker or DEFAULT,
             "scratch_epochs": self.scratch_epochs,

@@ -15,10 +15,11 @@ from torch import nn
 from ...errors import SlimrankError
 from ...evaluate.concepts import Concepts, dissect, generate
 from ...evaluate.data import Data, Images, readable
+from ..channels import channels_of
 from ..channels.features import classifier
 from ..channels.groups import ChannelMap
-from ..channels.tracing import channel_map
 from ..network.checkpoint import Checkpoint
+from ..network.device import on
 from .class_part import ClassPart, explain_classes
 from .explanation import Explanation
 from .filters import survey_filters
@@ -36,10 +37,14 @@ Say = Callable[[str], None]
 
 def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Say = lambda line: None) -> Explanation:
     """Measure what the network and the data allow; what they do not is named in `notes`, and the rest goes on."""
-    start = time.perf_counter()
     checkpoint = checkpoint.with_classes(data)
-    model = checkpoint.model.to(options.device)
-    channels = channel_map(model, checkpoint.example())
+    with on(options.device, checkpoint.model):
+        return _explained(checkpoint, data, options, say)
+
+
+def _explained(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Say) -> Explanation:
+    start = time.perf_counter()
+    model, channels = checkpoint.model, channels_of(checkpoint)
     _check_ks(options, channels)
     layers, notes = choose_layers(checkpoint, channels, None if options.layer is None else list(options.layer))
     responses = Responses(model, channels, layers)

@@ -13,12 +13,13 @@ from ..channels import channels_of
 from ..channels.features import classifier
 from ..network import zoo
 from ..network.checkpoint import Checkpoint
+from ..network.device import on
 from ..training import gates
 from ..training.loop import train
 from ..training.recipe import BlockNorm, Recipe
 from ..training.result import Training
 from ..training.vanished import Vanished, without_vanished
-from .measure import accuracy_on, on
+from .measure import accuracy_on
 
 
 @dataclass(frozen=True, kw_only=True)

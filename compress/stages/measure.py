@@ -1,25 +1,11 @@
 """What several stages measure, and on which images."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from torch import nn
 
 from ...evaluate.accuracy import Accuracy, accuracy, predictor
 from ...evaluate.data import Data, Images
+from ..network.device import on
 from ..training.recalibrate import IMAGES, recalibrate
-
-
-@contextmanager
-def on(device: str, model: nn.Module) -> Iterator[None]:
-    """Within the context, the model lies on a device; afterwards, where it was."""
-    before = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(before)
 
 
 def accuracy_on(model: nn.Module, images: Images, classes: int, device: str = "cpu") -> Accuracy:

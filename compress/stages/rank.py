@@ -8,10 +8,10 @@ from ...errors import SlimrankError
 from ...evaluate.data import Data, Images
 from ..channels import channels_of
 from ..network.checkpoint import Checkpoint
+from ..network.device import on
 from ..rankers import DATA_FREE, DEFAULT, RANKERS, Ranker, ranker
 from ..rankers.scores import FilterScores
 from ..rankers.sensitivity import sensitivity
-from .measure import on
 
 
 def rank(
