@@ -149,7 +149,7 @@ def prune(args: argparse.Namespace) -> Result:
 
     output(args.out, ".safetensors", args.checkpoint)
     wanted = asked(PruneOptions(), args)
-    wanted.check(args.data is not None, args.scores is not None)
+    wanted.check(args.data is not None, args.scores is not None, labels=args.data is None or spec_of(args).labelled)
     if args.ranker and args.scores:
         raise SlimrankError("give `ranker` or `scores`, not both")
     checkpoint, data = perhaps(args)
@@ -272,6 +272,8 @@ def finish(run: "Run") -> Result:
     shown = ""
     if before["top1"] is not None:
         shown = f"top-1 {before['top1']:.4f} -> {after['top1']:.4f} on {report['test_images']:,} test images; "
+    elif after["agreement"] is not None:
+        shown = f"agrees with the dense network on {after['agreement']:.1%} of {report['test_images']:,} test images; "
     return report, (
         f"{table}\n{shown}MACs {before['macs']:,} -> {after['macs']:,}; ONNX bytes {before['bytes']:,} -> {after['bytes']:,}\n"
         f"written: {run.out / 'slim.safetensors'}, model.onnx, report.json, report.html"

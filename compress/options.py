@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SlimrankError, near
-from ..evaluate.dataspec import DataSpec
+from ..evaluate.dataspec import DataSpec, needs_labels
 from ..evaluate.timing import Timing
 from ..option import flat, nested, option
 from .head.options import BY_GATES, HeadOptions
@@ -15,6 +15,7 @@ from .training.recipe import Recipe
 
 HEADS = ("auto", "linear", "gather", "tiled", "int8")
 HALF = Cut(macs=0.5)
+TUNING = Recipe(epochs=5, lr=0.02)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,13 @@ class CompressOptions:
     """What `compress` was asked for; a folder made with other options is refused.
 
     Without a budget, half of the MACs are kept. `training` fine-tunes after the last cut, and every trial of `max_drop`;
-    `timing`, `seed` and `device` hold for all stages. `scratch_epochs`: of a uniform network from scratch beside the rivals.
+    `timing`, `seed` and `device` hold for all stages. On images without labels nothing is trained, and the classifier is
+    kept. `scratch_epochs`: of a uniform network from scratch beside the rivals.
     """
 
     data: DataSpec | None = None
     pruning: PruneOptions = nested(PruneOptions(), without=("epochs", "batch", "threads", "providers"))
-    training: Recipe = nested(Recipe(epochs=5, lr=0.02), without=("teacher_share",))
+    training: Recipe = nested(TUNING, without=("teacher_share",))
     subspaces: HeadOptions = nested(HeadOptions(), only=("select", "fit", "k1", "k2", "rescore"))
     timing: Timing = nested(Timing())
     head: str = option("auto", "auto (default: subspaces where they are faster), linear, gather, tiled, int8")
@@ -72,7 +74,8 @@ class CompressOptions:
         """Raise SlimrankError for what contradicts itself."""
         self.timing.check()
         images = self.data is not None
-        self.prune.check(images)
+        labels = self.data is None or self.data.labelled
+        self.prune.check(images, labels=labels)
         if self.head not in HEADS:
             raise SlimrankError(f"no head {self.head!r}; {near(self.head, HEADS)}")
         self.specialize.check()
@@ -80,8 +83,18 @@ class CompressOptions:
             raise SlimrankError("`select` gates is for specialize: compress moves the weights that gates were trained with")
         if not images and (self.rivals or self.head in ("gather", "tiled", "int8")):
             raise SlimrankError("`rivals` and `head` gather, tiled or int8 need images; add `data`")
+        if not labels:
+            self._check_unlabelled()
         replace(self.training, epochs=max(1, self.training.epochs) if self.training.epochs >= 0 else -1).check()
         return self
+
+    def _check_unlabelled(self) -> None:
+        if self.rivals:
+            raise needs_labels("`rivals`")
+        if self.head not in ("auto", "linear"):
+            raise needs_labels(f"`head` {self.head}")
+        if self.training.epochs and self.training != TUNING:
+            raise needs_labels("fine-tuning", "leave out `epochs` and its other options, or give data with classes")
 
     def to_dict(self) -> dict[str, Any]:
         """Every option by name, as the report holds it."""

@@ -7,6 +7,7 @@ was killed goes on after the last stage that finished. DIR belongs to one checkp
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ from .rankers.scores import FilterScores
 from .rows import BaselineRow, BenchRow, ExportRow, FinetuneRow, PruneRow, RankRow, RivalsRow, Row, SpecializeRow
 from .stages.export import export, onnx_metadata
 from .stages.finetune import finetune
-from .stages.measure import accuracy_on
+from .stages.measure import Decided, agreement, decided
 from .stages.place import Place, difference, identity
 from .stages.prune import prune
 from .stages.rank import rank
@@ -77,11 +78,19 @@ class Run:
         except msgspec.ValidationError as error:
             raise SlimrankError(f"{self.out / 'state.json'} is damaged ({error}); {_anew(self.out)}") from error
 
-    def top1(self, model: nn.Module) -> float | None:
-        """Accuracy on the test split; reported, never chosen on."""
-        if self.data is None:
-            return None
-        return accuracy_on(model, self.data.split("test"), len(self.data.classes), self.options.device).top1
+    def decided(self, model: nn.Module) -> Decided | None:
+        """Decisions and accuracy on the test split; reported, never chosen on."""
+        return None if self.data is None else decided(model, self.data, device=self.options.device)
+
+    @cached_property
+    def dense(self) -> Decided | None:
+        """What the given network decides on test images; taken anew where a stopped run goes on."""
+        return self.decided(self.given.model)
+
+    @property
+    def unlearnable(self) -> str:
+        """Why there are no classes to learn from, for people; empty where there are."""
+        return "no data" if self.data is None else "no labels" if self.data.classes is None else ""
 
     @property
     def seen(self) -> bool | None:
@@ -89,7 +98,12 @@ class Run:
 
     def finish(self, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
         """Run what is left; returns the report (also report.json and report.html in DIR)."""
-        if self.data is not None and self.seen is not False and self.data.validation_from.startswith("train"):
+        if (
+            self.data is not None
+            and not self.unlearnable
+            and self.seen is not False
+            and self.data.validation_from.startswith("train")
+        ):
             say(SEEN)
         self.say = say
         for name, stage in STAGES.items():
@@ -113,7 +127,7 @@ class Run:
             row = self.done[stage]
             latency = [timed for timed in bench["results"] if timed["model"] == side]
             sides[side] = {key: row[key] for key in ("top1", "macs", "params", "bytes")}
-            sides[side] |= {"flops": 2 * row["macs"], "latency": latency}
+            sides[side] |= {"agreement": row.get("agreement"), "flops": 2 * row["macs"], "latency": latency}
         return {
             "model": self.given.name, "classes": self.given.classes, **sides, "stages": list(self.done.values()),
             "options": self.asked, "machine": bench["machine"],
@@ -201,9 +215,12 @@ def _baseline(run: Run) -> BaselineRow:
     given = run.given
     counted = count(given.model, given.preprocessing.shape)
     path = to_onnx(given.model, given.example(), run.at(DENSE), onnx_metadata(given))
-    top1 = run.top1(given.model)
+    top1 = None if run.dense is None else run.dense.top1
     says = f"{counted.macs:,} MACs, {counted.params:,} parameters{_top1(top1)}"
-    return BaselineRow(top1=top1, macs=counted.macs, params=counted.params, bytes=size(path), says=says)
+    same = None if run.dense is None else 1.0
+    return BaselineRow(
+        top1=top1, agreement=same, macs=counted.macs, params=counted.params, bytes=size(path), says=says
+    )  # fmt: skip
 
 
 def _rank(run: Run) -> RankRow:
@@ -216,13 +233,15 @@ def _rank(run: Run) -> RankRow:
 def _prune(run: Run) -> PruneRow:
     scores = FilterScores.load(run.at("scores.json"))
     cut = prune(
-        run.given, run.data, run.options.prune, scores=scores, place=run.place, top1_before=run.row(BaselineRow).top1,
-        say=run.say,
+        run.given, run.data, run.options.prune, scores=scores, place=run.place, before=run.dense, say=run.say
     )  # fmt: skip
     save(cut.checkpoint, run.at("pruned.safetensors"))
     rounds = "" if cut.steps == 1 else f" in {cut.steps} steps"
     note = f" ({cut.plan.note})" if cut.plan.note else ""
     tuned = "before fine-tuning" if cut.training is None else f"after {cut.training.epochs} epochs"
+    measured = f"{_top1(cut.top1_after)} {tuned}"
+    if cut.top1_after is None and cut.agreement is not None:
+        measured = f", agrees with the dense network on {cut.agreement:.1%} of {cut.images:,} images"
     missed = ""
     if cut.missed:
         missed = (
@@ -233,21 +252,21 @@ def _prune(run: Run) -> PruneRow:
     return PruneRow(
         budget=cut.budget, scope=cut.plan.scope, keep=cut.keep, widths=cut.widths, steps=cut.steps,
         trials=[[trial.macs, trial.top1] for trial in cut.trials], validation_top1_before=cut.validation_top1_before,
-        macs_before=cut.before.macs, macs_after=cut.after.macs, top1=cut.top1_after, note=cut.plan.note,
-        training=None if cut.training is None else cut.training.to_dict(),
-        says=f"{kept}{_top1(cut.top1_after)} {tuned}{note}{missed}",
+        macs_before=cut.before.macs, macs_after=cut.after.macs, top1=cut.top1_after, agreement=cut.agreement,
+        note=cut.plan.note, training=None if cut.training is None else cut.training.to_dict(),
+        says=f"{kept}{measured}{note}{missed}",
     )  # fmt: skip
 
 
 def _finetune(run: Run) -> FinetuneRow:
     options, cut = run.options, run.row(PruneRow)
     smaller = run.slim(run.at("pruned.safetensors"))
-    if run.data is None or options.training.epochs == 0 or cut.training is not None:
+    if run.data is None or run.unlearnable or options.training.epochs == 0 or cut.training is not None:
         save(smaller, run.at("finetuned.safetensors"))
         if cut.training is not None:  # the trial that was taken is the result
             says = f"{cut.training['epochs']} epochs{_top1(cut.top1)}, in the trial that was taken"
             return FinetuneRow(top1=cut.top1, training=cut.training, says=says)
-        return FinetuneRow(top1=None, training=None, says=f"left out: {'no data' if run.data is None else '`epochs` 0'}")
+        return FinetuneRow(top1=None, training=None, says=f"left out: {run.unlearnable or '`epochs` 0'}")
     tuned = finetune(
         smaller, run.data, options.finetuning, teacher=run.given if options.pruning.distill else None,
         progress=run.at("finetune.part"), top1_before=cut.top1,
@@ -274,7 +293,7 @@ def _rivals(run: Run) -> RivalsRow:
 def _specialize(run: Run) -> SpecializeRow:
     tuned, options = run.slim(run.at("finetuned.safetensors")), run.options
     head = tuned.model.get_submodule(channels_of(tuned).classifier)
-    why = "`head` linear" if options.head == "linear" else "no data" if run.data is None else ""
+    why = "`head` linear" if options.head == "linear" else run.unlearnable
     if not why and options.head == "auto" and not isinstance(head, nn.Linear):
         why = f"it is a {type(head).__name__}, and only a linear layer is told apart by class so far"
     if why:
@@ -311,8 +330,10 @@ def _export(run: Run) -> ExportRow:
     slim = run.slim(run.out / "slim.safetensors")
     counted = count(slim.model, slim.preprocessing.shape)
     file = export(slim, run.out / "model.onnx", run.data, seed=run.options.seed)
+    after = run.decided(slim.model)
     return ExportRow(
-        top1=run.top1(slim.model), macs=counted.macs, params=counted.params, bytes=file.bytes, parity=file.parity.to_dict(),
+        top1=None if after is None else after.top1, agreement=agreement(run.dense, after) if run.dense and after else None,
+        macs=counted.macs, params=counted.params, bytes=file.bytes, parity=file.parity.to_dict(),
         says=f"{file.bytes:,} bytes; {file.parity}",
     )  # fmt: skip
 

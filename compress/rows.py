@@ -23,6 +23,7 @@ class Row:
 class BaselineRow(Row):
     STAGE = "baseline"
     top1: float | None
+    agreement: float | None = None
     macs: int
     params: int
     bytes: int
@@ -37,7 +38,8 @@ class RankRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRow(Row):
-    """`top1` before fine-tuning, or after the `training` of the trial that was taken; `trials`: [share of MACs, top-1]."""
+    """`top1` before fine-tuning, or after the `training` of the trial that was taken; `agreement` with the dense network;
+    `trials`: [share of MACs, top-1]."""
 
     STAGE = "prune"
     OMITTED = ("validation_top1_before", "training")
@@ -50,6 +52,7 @@ class PruneRow(Row):
     macs_before: int
     macs_after: int
     top1: float | None
+    agreement: float | None = None
     note: str
     validation_top1_before: float | None = None
     training: dict[str, Any] | None = None
@@ -82,6 +85,7 @@ class SpecializeRow(Row):
 class ExportRow(Row):
     STAGE = "export"
     top1: float | None
+    agreement: float | None = None
     macs: int
     params: int
     bytes: int

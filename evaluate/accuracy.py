@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import SlimrankError
+from .dataspec import needs_labels
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Accuracy:
 def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Accuracy:
     """Measure top-1 and top-5 of `predict`, which maps images to logits [images, classes]; ties go to the lower class.
 
-    Raises SlimrankError when a label has no logit or a logit is NaN.
+    Raises SlimrankError when a label has no logit, an image has no label or a logit is NaN.
     """
     start, top5, n = time.perf_counter(), 0, 0
     right, seen = torch.zeros(classes), torch.zeros(classes)
@@ -43,8 +44,9 @@ def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
         logits = predict(images)
         if logits.shape[1] != classes:
             raise SlimrankError(f"the model has {logits.shape[1]} outputs, the data {classes} classes; they must match")
-        if bool(torch.isnan(logits).any()):
-            raise SlimrankError("the model's logits are NaN on real images; the checkpoint is damaged or overflowed")
+        if bool((labels < 0).any()):
+            raise needs_labels("accuracy")
+        _check_numbers(logits)
         hits = logits.argmax(1) == labels
         best = logits.topk(min(5, classes), 1).indices
         top5 += int((best == labels[:, None]).any(1).sum())
@@ -55,6 +57,26 @@ def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
         raise SlimrankError("no images to measure accuracy on; check `data` and `limit`")
     per_class = (right / seen.clamp_min(1)).tolist()
     return Accuracy(float(right.sum()) / n, top5 / n, n, time.perf_counter() - start, per_class)
+
+
+def decisions(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The class with the largest logit of each image, int64 [images] on the CPU; labels are not looked at.
+
+    Raises SlimrankError without images and when a logit is NaN.
+    """
+    chosen = []
+    for images, _ in tqdm(batches, desc="decisions", leave=False, disable=None):
+        logits = predict(images)
+        _check_numbers(logits)
+        chosen.append(logits.argmax(1).cpu())
+    if not chosen:
+        raise SlimrankError("no images to decide on; check `data` and `limit`")
+    return torch.cat(chosen)
+
+
+def _check_numbers(logits: Tensor) -> None:
+    if bool(torch.isnan(logits).any()):
+        raise SlimrankError("the model's logits are NaN on real images; the checkpoint is damaged or overflowed")
 
 
 def predictor(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -1,7 +1,8 @@
 """Commands that end in one line and exit status 1 or 2, and what that line must say.
 
 tests/golden/errors.json holds the whole line of each. Every command runs in a folder of its own (golden/play.py), which holds
-the files of golden/files, the foreign weights of a LeNet, a log, and image folders `two` and `ten` of other classes.
+the files of golden/files, the foreign weights of a LeNet, a log, an `empty` folder, and image folders `two` and `ten` of
+other classes.
 """
 
 FAILS = [
@@ -138,6 +139,27 @@ FAILS = [
     ("train --model lenet5 --data digits --epochs 8 --block-norm 2,1,50,0.1 -o out.safetensors", "take at most 10"),
     ("train --model lenet5 --data digits --epochs 6 --csg -o out.safetensors", "gates epochs from the 11th on"),
     ("specialize dense.safetensors --data digits --select gates -o out.safetensors", "no gates"),
+    ("prune dense.safetensors --macs 0.5 --data images -o out.safetensors", "images:DIR"),
+    ("prune dense.safetensors --macs 0.5 --data images:nowhere -o out.safetensors", "no such folder"),
+    ("prune dense.safetensors --macs 0.5 --data images:empty -o out.safetensors", "no pictures"),
+    ("prune dense.safetensors --macs 0.5 --data images:two -o out.safetensors", "too few"),
+    ("prune dense.safetensors --macs 0.5 --data images:ten --ranker taylor -o out.safetensors", "take one of l1"),
+    ("prune dense.safetensors --macs 0.5 --data images:ten --steps 2 -o out.safetensors", "add --recover 0"),
+    ("prune dense.safetensors --max-drop 0.1 --data images:ten -o out.safetensors", "--max-drop needs labels"),
+    ("rank dense.safetensors --ranker car --data images:ten -o s.json", "ranker car needs labels"),
+    ("sensitivity dense.safetensors --data images:ten -o s.json", "needs labels"),
+    ("evaluate dense.safetensors --data images:ten", "accuracy needs labels"),
+    ("evaluate tiled.onnx --data images:ten", "accuracy needs labels"),
+    ("train --model lenet5 --data images:ten -o out.safetensors", "training needs labels"),
+    ("finetune dense.safetensors --data images:ten -o out.safetensors", "training needs labels"),
+    ("specialize dense.safetensors --data images:ten -o out.safetensors", "class-specific head needs labels"),
+    ("explain dense.safetensors --data images:ten -o told", "needs labels"),
+    ("compress dense.safetensors --data images:ten --epochs 2 -o c", "fine-tuning needs labels"),
+    ("compress dense.safetensors --data images:ten --rivals -o c", "--rivals needs labels"),
+    ("compress dense.safetensors --data images:ten --head tiled -o c", "--head tiled needs labels"),
+    ("compress dense.safetensors --data images:ten --distill -o c", "--distill needs labels"),
+    ("compress dense.safetensors --data images:ten --max-drop 0.1 -o c", "--max-drop needs labels"),
+    ("compress dense.safetensors --data images:ten --steps 2 -o c", "add --recover 0"),
 ]
 USAGE = [
     "",

@@ -77,7 +77,8 @@ def explain_classes(
 
     `layer`, `linear`: the classifier's name and module. `k2` None: an eighth of its features, at least 5; `k1` None: as `k2`.
     """
-    width, classes = linear.in_features, len(data.classes)
+    names = data.classes_for("explain")
+    width, classes = linear.in_features, len(names)
     k2 = default_k(width) if k2 is None else k2
     k1 = k2 if k1 is None else k1
     say("classes: influential features, overlap, noise")
@@ -85,7 +86,7 @@ def explain_classes(
     train, test = data.split("train"), data.split("test")
     survey(features(checkpoint.model, layer, train.batches(device=device)), votes.add, means.add, moments.add)
     notes = []
-    empty = [data.classes[i] for i in (votes.images == 0).nonzero().flatten().tolist()]
+    empty = [names[i] for i in (votes.images == 0).nonzero().flatten().tolist()]
     if empty:
         notes.append(f"{len(empty)} classes have no training images ({', '.join(empty[:3])}): they take what all vote for")
     chosen = votes.choose(k2)

@@ -38,6 +38,7 @@ Say = Callable[[str], None]
 def explain(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say: Say = lambda line: None) -> Explanation:
     """Measure what the network and the data allow; what they do not is named in `notes`, and the rest goes on."""
     checkpoint = checkpoint.with_classes(data)
+    data.classes_for("explain")
     with on(options.device, checkpoint.model):
         return _explained(checkpoint, data, options, say)
 
@@ -49,15 +50,15 @@ def _explained(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say:
     layers, notes = choose_layers(checkpoint, channels, None if options.layer is None else list(options.layer))
     responses = Responses(model, channels, layers)
     concepts = _concepts(options)  # bad input shows before long work
-    names = readable(data)
+    names, ids = readable(data), data.classes_for("explain")
     classes, class_notes = _classes(checkpoint, data, channels, options, say)
     say("filters: class-wise CAR, colour, redundancy, images")
     images = _validation_images(data, options.seed)
     batches = images.batches(device=options.device)
-    car, car_notes = layers_car(model, channels, batches, layers, len(data.classes))
+    car, car_notes = layers_car(model, channels, batches, layers, len(ids))
     notes += class_notes + car_notes
-    if len(images) < IMAGES_A_CLASS * len(data.classes):
-        each = len(images) / len(data.classes)
+    if len(images) < IMAGES_A_CLASS * len(ids):
+        each = len(images) / len(ids)
         notes.append(f"{each:.1f} validation images a class: what a filter does to one class is coarse; raise `limit`")
     survey = survey_filters(responses, batches, checkpoint.preprocessing, TOP_IMAGES)
     reports = {name: report_layer(name, car[name], survey, checkpoint, channels, names) for name in layers}
@@ -71,7 +72,7 @@ def _explained(checkpoint: Checkpoint, data: Data, options: ExplainOptions, say:
     panels = {name: layer_panels(reports[name], name, survey, responses, images) for name in layers}
     first = next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
     return Explanation(
-        model=checkpoint.name, data=data.spec, class_names=names, class_ids=data.classes, classes=classes,
+        model=checkpoint.name, data=data.spec, class_names=names, class_ids=ids, classes=classes,
         validation_seen_in_training=checkpoint.validation_seen(data), validation=data.validation_from,
         filter_images=survey.images, layers=reports, dissection=dissection,
         kernel_order="Most important first." if first in layers else "In the network's order.", notes=notes,

@@ -61,6 +61,7 @@ def specialize(checkpoint: Checkpoint, data: Data, options: HeadOptions, *, judg
     began = time.perf_counter()
     options.check()
     classifier = Classifier.of(checkpoint.with_classes(data), options.layer)
+    data.classes_for("a class-specific head")
     check_fitting(classifier, options)
     race = by_the_clock(classifier, options) if options.layout == "auto" else None
     problem = Problem(classifier, gather_statistics(classifier, data, options), options)

@@ -46,6 +46,7 @@ class Sweep:
 
 def sweep(checkpoint: Checkpoint, data: Data, ks: Sequence[int], *, fit: str = "truncate", layer: str | None = None) -> Sweep:
     """Measure the heads that the votes choose for all pairs of `ks`, truncated, or refitted when `fit` is not truncate."""
+    data.classes_for("`sweep`")
     given = Classifier.of(checkpoint, layer)
     ks = sorted(set(ks))
     if not ks or ks[0] < 1 or ks[-1] > given.features:

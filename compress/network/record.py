@@ -40,11 +40,14 @@ class Checkpoint:
     def with_classes(self, data: Data | None) -> "Checkpoint":
         """Check that model and data name the same classes; a model without class names takes the data's.
 
-        Raises SlimrankError where they do not, and where there is no data.
+        With images that have no labels the checkpoint stays as it is. Raises SlimrankError where classes differ, and where
+        there is no data.
         """
         if data is None:
             raise SlimrankError("this needs images; give `data`")
         outputs = self.outputs()
+        if data.classes is None:
+            return self
         if outputs != len(data.classes):
             raise SlimrankError(
                 f"the model has {outputs} classes, `data` {data.spec} has {len(data.classes)}; give the data it was trained on"

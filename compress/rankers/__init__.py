@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ...errors import SlimrankError, near
+from ...evaluate.dataspec import needs_labels
 from ...option import option, options
 from ..coalitions import MEMORY
 
@@ -64,12 +65,14 @@ class SwitchOptions:
 @dataclass(frozen=True, kw_only=True)
 class Ranker:
     """`function`: "module:name" below this package. `split`: the images it reads; None needs none. What is learned or
-    counted for a class is learned in training; accuracy there would be memory. `enough`: images, unless `limit` says
-    otherwise; None takes all. `options`: a dataclass of `option` fields, where it takes any."""
+    counted for a class is learned in training; accuracy there would be memory. `labels`: whether these images must carry
+    classes. `enough`: images, unless `limit` says otherwise; None takes all. `options`: a dataclass of `option` fields, where
+    it takes any."""
 
     name: str
     function: str
     split: str | None = None
+    labels: bool = True
     enough: int | None = None
     options: type[Any] | None = None
 
@@ -84,6 +87,15 @@ class Ranker:
         words = {} if own is None else {"options": own}
         scores: FilterScores = rank(model, channels, batches, classes=classes, seed=seed, layers=layers, **words)
         return scores if own is None or scores.options else replace(scores, options=asdict(own))
+
+    def check_data(self, images: bool, labels: bool) -> None:
+        """Raise SlimrankError where it needs images and there are none, or classes and they have none."""
+        if self.split is None:
+            return
+        if not images:
+            raise SlimrankError(f"ranker {self.name} needs images; add `data`, or take one of {', '.join(DATA_FREE)}")
+        if self.labels and not labels:
+            raise needs_labels(f"ranker {self.name}", f"take one of {', '.join(LABEL_FREE)}, or give data with classes")
 
     def chosen(self, given: dict[str, Any]) -> Any:
         """Its options with the values in `given`; None where it has none. Raises SlimrankError for one that it has not."""
@@ -112,6 +124,7 @@ RANKERS = {
 }
 DEFAULT = "fpgm"  # of those that need no images, the best before tuning on both networks of benchmarks/prune_accuracy.py
 DATA_FREE = tuple(name for name, record in RANKERS.items() if record.split is None)
+LABEL_FREE = tuple(name for name, record in RANKERS.items() if record.split is None or not record.labels)
 _OURS = ", ".join(name for name, record in RANKERS.items() if not record.function.startswith("torch_pruning"))
 _THEIRS = ", ".join(name for name, record in RANKERS.items() if record.function.startswith("torch_pruning"))
 NAMES = f"{_OURS}; torch-pruning's {_THEIRS}"

@@ -15,7 +15,8 @@ from .measure import accuracy_on
 def evaluate(checkpoint: Checkpoint, data: Data, *, split: str = "test", device: str = "cpu") -> Accuracy:
     """Measure accuracy, after checking that model and data mean the same classes."""
     checkpoint.with_classes(data)
-    return accuracy_on(checkpoint.model, data.split(split), len(data.classes), device)
+    classes = data.classes_for("accuracy")
+    return accuracy_on(checkpoint.model, data.split(split), len(classes), device)
 
 
 def evaluate_onnx(
@@ -38,6 +39,7 @@ def evaluate_onnx(
         default = Preprocessing.default(channels, side)
         preprocessing = Preprocessing(side, mean or default.mean, std or default.std)
     data = spec.open(preprocessing)
-    if known.get("classes") and known["classes"] != data.classes:
+    classes = data.classes_for("accuracy")
+    if known.get("classes") and known["classes"] != classes:
         raise SlimrankError(f"{path} was made for other classes than `data` {data.spec} has; use data with the same classes")
-    return accuracy(runner, data.split(split).batches(), len(data.classes))
+    return accuracy(runner, data.split(split).batches(), len(classes))

@@ -64,15 +64,16 @@ def finetune(
     """Train on the train split, keep the epoch that validates best, measure test accuracy before and after.
 
     `progress`: a file to go on from (training/loop.py). `top1_before`: on test, where it is known. Raises SlimrankError for a
-    recipe that cannot train, a teacher that sees images differently, and data of other classes.
+    recipe that cannot train, a teacher that sees images differently, and data of other classes or of none.
     """
     recipe.check()
     checkpoint = checkpoint.with_classes(data)
+    classes = len(data.classes_for("training"))
     if teacher is not None:
         if teacher.preprocessing != checkpoint.preprocessing:
             raise SlimrankError("teacher and student preprocess images differently; they must see the same pixels")
         teacher.with_classes(data)
-    test, classes = data.split("test"), len(data.classes)
+    test = data.split("test")
     if top1_before is None:
         top1_before = accuracy_on(checkpoint.model, test, classes, recipe.device).top1
     model, training = train(
@@ -121,7 +122,7 @@ def untrained(
 ) -> Checkpoint:  # fmt: skip
     """Build a network by name with random weights, for the classes and colours of a data set."""
     probe = spec.open(Preprocessing.default(1, 8))  # classes and colour, whatever the size will be
-    blank = fresh(name, arguments, probe.classes, probe.channels, size, seed)
+    blank = fresh(name, arguments, probe.classes_for("training"), probe.channels, size, seed)
     seen = blank.preprocessing
     return replace(blank, preprocessing=Preprocessing(seen.size, mean or seen.mean, std or seen.std))
 

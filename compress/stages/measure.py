@@ -1,8 +1,10 @@
 """What several stages measure, and on which images."""
 
-from torch import nn
+from dataclasses import dataclass
 
-from ...evaluate.accuracy import Accuracy, accuracy, predictor
+from torch import Tensor, nn
+
+from ...evaluate.accuracy import Accuracy, accuracy, decisions, predictor
 from ...evaluate.data import Data, Images
 from ..network.device import on
 from ..training.recalibrate import IMAGES, recalibrate
@@ -12,6 +14,31 @@ def accuracy_on(model: nn.Module, images: Images, classes: int, device: str = "c
     """Measure accuracy on a split; the model lies where it did, before and after."""
     with on(device, model):
         return accuracy(predictor(model), images.batches(device=device), classes)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a network decides on a split: the class of each image, int64 [images]; `top1` None where images have no labels."""
+
+    classes: Tensor
+    top1: float | None
+
+
+def decided(model: nn.Module, data: Data, split: str = "test", *, device: str = "cpu") -> Decided:
+    """Take a network's decisions on a split, and its accuracy where there are labels, in one pass."""
+    images = data.split(split)
+    with on(device, model):
+        classes = decisions(predictor(model), images.batches(device=device))
+    return Decided(classes, None if data.classes is None else _share(classes == images.labels))
+
+
+def agreement(dense: Decided, smaller: Decided) -> float:
+    """Share of images on which two networks decide for the same class."""
+    return _share(dense.classes == smaller.classes)
+
+
+def _share(equal: Tensor) -> float:
+    return int(equal.sum()) / len(equal)
 
 
 def recalibrated(model: nn.Module, data: Data, *, seed: int, device: str = "cpu") -> nn.Module:

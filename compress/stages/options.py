@@ -4,10 +4,11 @@ from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
 from ...errors import SlimrankError, near
+from ...evaluate.dataspec import needs_labels
 from ...evaluate.timing import Timing
 from ...option import nested, option
 from ..pruning.options import Cut
-from ..rankers import DATA_FREE, DEFAULT, NAMES, ranker
+from ..rankers import DEFAULT, NAMES, ranker
 from ..training.recipe import Recipe
 
 ONE_IMAGE = Timing(batch=(1,))
@@ -38,8 +39,11 @@ class PruneOptions:
         """Whether a kill would lose more than a cut: trials or steps that are trained."""
         return self.steps > 1 or self.cut.max_drop is not None
 
-    def check(self, images: bool, scored: bool = False) -> "PruneOptions":
-        """Raise SlimrankError for what contradicts itself. `images`: there are some; `scored`: scores are given."""
+    def check(self, images: bool, scored: bool = False, labels: bool = True) -> "PruneOptions":
+        """Raise SlimrankError for what contradicts itself.
+
+        `images`: there are some; `scored`: scores are given; `labels`: the images have classes.
+        """
         if self.timing is not None:
             if not self.cut.clocked:
                 raise SlimrankError(
@@ -55,12 +59,21 @@ class PruneOptions:
             raise SlimrankError("`max_drop` and `recalibrate` need images; add `data`")
         if not images and (self.steps > 1 or self.distill):
             raise SlimrankError("`max_drop`, `steps` and `distill` need images; add `data`")
-        if not images and not scored and record.split is not None:
-            raise SlimrankError(f"ranker {record.name} needs images; add `data`, or take one of {', '.join(DATA_FREE)}")
+        if not scored:
+            record.check_data(images, labels)
+        if images and not labels:
+            self._check_unlabelled()
         if self.training.epochs and self.cut.max_drop is None:
             raise SlimrankError("`epochs` belongs to `max_drop` here; fine-tune the pruned checkpoint with `slimrank finetune`")
         replace(self.training, epochs=max(1, self.training.epochs) if self.training.epochs >= 0 else -1).check()
         return self
+
+    def _check_unlabelled(self) -> None:
+        for name, asked in (("max_drop", self.cut.max_drop is not None), ("distill", self.distill)):
+            if asked:
+                raise needs_labels(f"`{name}`")
+        if self.steps > 1 and self.recover:
+            raise needs_labels("training between `steps`", "add `recover` 0, or give data with classes")
 
     def recipe(self, epochs: int) -> Recipe:
         return replace(self.training, epochs=epochs, seed=self.seed, device=self.device)

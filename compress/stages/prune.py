@@ -21,7 +21,7 @@ from ..rankers.scores import FilterScores
 from ..training.gates import cut_along
 from ..training.loop import train
 from ..training.result import Training
-from .measure import accuracy_on, recalibrated
+from .measure import Decided, accuracy_on, agreement, decided, recalibrated
 from .options import PruneOptions
 from .place import Place
 from .rank import rank
@@ -37,7 +37,8 @@ class Pruned:
 
     `keep[group]` and `widths[group]` (before, after) are in the numbers of the network that was given; `plan` is the last
     step's. `training`: of the trial that was taken, where trials were trained. `validation_top1_before` and `_after`: with
-    `max_drop`. `missed`: the result loses more than that on validation.
+    `max_drop`. `agreement`: share of `images` test images on which both networks decide alike. `missed`:
+    the result loses more than `max_drop` on validation.
     """
 
     checkpoint: Checkpoint
@@ -49,6 +50,8 @@ class Pruned:
     after: Macs
     top1_before: float | None
     top1_after: float | None
+    agreement: float | None = None
+    images: int = 0
     trials: list[Trial] = field(default_factory=list)
     validation_top1_before: float | None = None
     validation_top1_after: float | None = None
@@ -66,8 +69,8 @@ class Pruned:
         return {
             "macs_before": self.before.macs, "macs_after": self.after.macs, "params_before": self.before.params,
             "params_after": self.after.params, "top1_before": self.top1_before, "top1_after": self.top1_after,
-            "budget": self.budget, "ranker": self.plan.ranker, "widths": self.widths, "keep": self.keep,
-            "note": self.plan.note, "table": str(self), "validation_seen_in_training": self.validation_seen,
+            "agreement": self.agreement, "budget": self.budget, "ranker": self.plan.ranker, "widths": self.widths,
+            "keep": self.keep, "note": self.plan.note, "table": str(self), "validation_seen_in_training": self.validation_seen,
             **(searched if self.trials else {}),
         }  # fmt: skip
 
@@ -76,6 +79,8 @@ class Pruned:
         if self.top1_before is not None and self.top1_after is not None:
             tuned = "before fine-tuning" if self.training is None else f"after {self.training.epochs} epochs"
             lines.append(f"  top-1 {self.top1_before:.4f} -> {self.top1_after:.4f} on test, {tuned}")
+        elif self.agreement is not None:
+            lines.append(f"  agrees with the dense network on {self.agreement:.1%} of {self.images:,} test images")
         lines.append(f"  parameters {self.before.params:,} -> {self.after.params:,}")
         return "\n".join(lines)
 
@@ -112,7 +117,8 @@ class _Job:
 
     def validated(self, model: nn.Module) -> float:
         assert self.data is not None
-        return accuracy_on(model, self.data.split("validation"), len(self.data.classes), self.options.device).top1
+        classes = len(self.data.classes_for("`max_drop`"))
+        return accuracy_on(model, self.data.split("validation"), classes, self.options.device).top1
 
 
 def prune(
@@ -122,17 +128,17 @@ def prune(
     *,
     scores: FilterScores | None = None,
     place: Place | None = None,
-    top1_before: float | None = None,
+    before: Decided | None = None,
     measured: bool = True,
     say: Say = lambda line: None,
 ) -> Pruned:
-    """Rank and cut to the budget; with data, and where `measured`, test accuracy before and after.
+    """Rank and cut to the budget; with data, and where `measured`, test accuracy before and after, and agreement.
 
     `scores`: of the first cut, made before, by `options.ranker` where it is named. `place`: a folder that keeps what a
-    kill must not lose. `top1_before`: on test, where it is known. Raises SlimrankError for a budget that cannot be met and
-    for scores of another network.
+    kill must not lose. `before`: what the given network decides on test images, where it is known. Raises
+    SlimrankError for a budget that cannot be met and for scores of another network.
     """
-    options.check(data is not None, scores is not None)
+    options.check(data is not None, scores is not None, labels=data is None or data.classes is not None)
     if data is not None:
         checkpoint = checkpoint.with_classes(data)
     if scores is None:
@@ -143,16 +149,16 @@ def prune(
     if data is not None and options.cut.max_drop is not None:
         seen = checkpoint.validation_seen(data)
     shape = checkpoint.preprocessing.shape
-    tops: list[float | None] = [top1_before, None]
+    after = None
     if data is not None and measured:
-        test, classes = data.split("test"), len(data.classes)
-        if top1_before is None:
-            tops[0] = accuracy_on(checkpoint.model, test, classes, options.device).top1
-        tops[1] = accuracy_on(found.model, test, classes, options.device).top1
+        before = before or decided(checkpoint.model, data, device=options.device)
+        after = decided(found.model, data, device=options.device)
     return Pruned(
         checkpoint=_written(job, found), plan=found.plan, keep=found.keep, budget=_budget(found.plan, options.cut),
         steps=options.steps, before=count(checkpoint.model, shape), after=count(found.model, shape),
-        top1_before=tops[0], top1_after=tops[1], trials=found.trials, validation_top1_before=found.validation_before,
+        top1_before=before.top1 if before else None, top1_after=after.top1 if after else None,
+        agreement=agreement(before, after) if before and after else None, images=len(after.classes) if after else 0,
+        trials=found.trials, validation_top1_before=found.validation_before,
         validation_top1_after=found.validation_after,
         missed=found.validation_before is not None and found.validation_after is not None
         and not holds_to(options.cut.max_drop or 0.0, found.validation_before, found.validation_after),

@@ -9,7 +9,7 @@ from ...evaluate.data import Data, Images
 from ..channels import channels_of
 from ..network.checkpoint import Checkpoint
 from ..network.device import on
-from ..rankers import DATA_FREE, DEFAULT, RANKERS, Ranker, ranker
+from ..rankers import DEFAULT, RANKERS, Ranker, ranker
 from ..rankers.scores import FilterScores
 from ..rankers.sensitivity import sensitivity
 
@@ -28,23 +28,23 @@ def rank(
 
     `layers`: any members of the groups to rank, None for all. `options`: what the ranker takes (rankers/__init__.py). Where
     counting or training is costly and the data has no limit, the first of a seeded shuffle do (`enough` of the record).
-    Raises SlimrankError for an unknown ranker, an option that it does not take, missing images and scores that are not finite.
+    Raises SlimrankError for an unknown ranker, an option that it does not take, missing images or labels, and
+    scores that are not finite.
     """
     record = ranker(name)
     record.chosen(options)
-    if record.split is not None and data is None:
-        raise SlimrankError(f"ranker {name} needs images; add `data`, or take one of {', '.join(DATA_FREE)}")
+    record.check_data(data is not None, data is not None and data.classes is not None)
     batches = None
     if data is not None and record.split is not None:
         batches = _enough(data, record, record.split, seed).batches(device=device)
     channels = channels_of(checkpoint)
-    classes = 0 if data is None else len(data.classes)
+    classes = 0 if data is None or data.classes is None else len(data.classes)
     with on(device, checkpoint.model):
         scores = record(checkpoint.model, channels, batches, classes=classes, seed=seed, layers=layers, **options)
     for layer, values in scores.scores.items():
         if not all(map(math.isfinite, [*values, *scores.ties.get(layer, [])])):
             raise SlimrankError(f"ranker {name} gives NaN or infinite scores for {layer}; check the checkpoint with `evaluate`")
-    if data is not None and record.split == "validation":
+    if data is not None and record.split == "validation" and record.labels:
         scores = replace(scores, extra={**scores.extra, "validation_seen_in_training": checkpoint.validation_seen(data)})
     return scores
 
@@ -59,13 +59,13 @@ def measured_sensitivity(
     device: str = "cpu",
 ) -> FilterScores:
     """Measure the accuracy of each layer against its own ratio, on validation images; `ranker` says who goes first."""
+    classes = len(data.classes_for("sensitivity"))
     ranked = rank(checkpoint, ranker, data, seed=seed, device=device)
     images = _enough(data, RANKERS["car"], "validation", seed)
     channels = channels_of(checkpoint)
     with on(device, checkpoint.model):
-        scores = sensitivity(
-            checkpoint.model, channels, images.batches(device=device), ranked, classes=len(data.classes), layers=layers
-        )  # fmt: skip
+        batches = images.batches(device=device)
+        scores = sensitivity(checkpoint.model, channels, batches, ranked, classes=classes, layers=layers)
     return replace(scores, extra={**scores.extra, "validation_seen_in_training": checkpoint.validation_seen(data)})
 
 

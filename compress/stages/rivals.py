@@ -51,7 +51,7 @@ def rivals(
     `share`: of the MACs that our own cut keeps. ONNX files of cut rivals are written into `folder`; the dense one has the
     shapes, and so the time, of `dense_file`.
     """
-    images, classes = data.split("train"), len(data.classes)
+    images, classes = data.split("train"), len(data.classes_for("training"))
 
     def trained(model: nn.Module, recipe: Recipe, name: str, label: str, file: str) -> Rival:
         model, training = train(model, images, data.validation, recipe)

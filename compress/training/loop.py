@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ...errors import SlimrankError
 from ...evaluate.accuracy import accuracy, predictor
 from ...evaluate.data import Images
+from ...evaluate.dataspec import needs_labels
 from .augment import augmented
 from .recipe import Recipe
 from .regularisers import Regulariser, regularisers
@@ -39,10 +40,13 @@ def train(
 
     With `keep_best` and a validation split, the weights of its best epoch are returned, else the last. `progress`: a file
     that holds everything after every epoch; where it is there already, the run goes on from it and ends as if it had never
-    been stopped; the caller removes it once the result is saved. Raises SlimrankError when the loss is no longer finite, and
-    for a `progress` file of another run. `gates`: to go on from, [features, classes], where the recipe has gates.
+    been stopped; the caller removes it once the result is saved. Raises SlimrankError when the loss is no longer finite,
+    for images without labels, and for a `progress` file of another run. `gates`: to go on from, [features, classes], where
+    the recipe has gates.
     """
     recipe.check()
+    if bool((images.labels < 0).any()):
+        raise needs_labels("training")
     keep_best = keep_best and not recipe.keeps_last
     torch.manual_seed(recipe.seed)
     student = copy.deepcopy(model).to(recipe.device).to(memory_format=torch.channels_last)

@@ -7,23 +7,26 @@ from typing import Any
 import torch
 
 from ...errors import SlimrankError, near
+from ..dataspec import UNLABELLED, needs_labels
 from .folders import open_folder, read_names
 from .images import Images
 from .known import GREY, TORCHVISION, open_digits, open_torchvision
 from .preprocessing import Preprocessing
+from .unlabelled import open_unlabelled
 
-KINDS = ("digits", "mnist:DIR", "fashion-mnist:DIR", "cifar10:DIR", "cifar100:DIR", "folder:DIR")
+KINDS = ("digits", "mnist:DIR", "fashion-mnist:DIR", "cifar10:DIR", "cifar100:DIR", "folder:DIR", "images:DIR")
 
 
 @dataclass(frozen=True)
 class Data:
     """The three splits of one data set; `channels`: 1 for grey data, 3 for colour.
 
-    `validation_from`: `train:F` or `test:F`, the share F of that split that became validation, or "its own folder".
+    `classes` None: the images have no labels. `validation_from`: `train:F` or `test:F`, the share F of that split that became
+    validation, or "its own folder".
     """
 
     spec: str
-    classes: list[str]
+    classes: list[str] | None
     train: Images | None
     validation: Images | None
     test: Images | None
@@ -37,6 +40,12 @@ class Data:
         """What decides which images are in which split, as JSON."""
         return {"data": self.spec, "validation": self.validation_from, "seed": self.seed, "limit": self.limit}
 
+    def classes_for(self, what: str) -> list[str]:
+        """The class names; raises SlimrankError, which says that `what` needs labels, where there are none."""
+        if self.classes is None:
+            raise needs_labels(what)
+        return self.classes
+
     def split(self, name: str) -> Images:
         """The images of a split (train, validation, test); raises SlimrankError where there are none."""
         images = {"train": self.train, "validation": self.validation, "test": self.test}[name]
@@ -49,8 +58,9 @@ def readable(data: Data) -> list[str]:
     """Name the classes for people: the first name that a folder's words.txt has for each; names that are alike keep the id."""
     kind, _, place = data.spec.partition(":")
     words = read_names(Path(place)) if kind == "folder" else {}
-    shown = [words.get(name) or name for name in data.classes]
-    return [f"{word} ({name})" if shown.count(word) > 1 else word for word, name in zip(shown, data.classes, strict=True)]
+    classes = data.classes_for("a name for each class")
+    shown = [words.get(name) or name for name in classes]
+    return [f"{word} ({name})" if shown.count(word) > 1 else word for word, name in zip(shown, classes, strict=True)]
 
 
 def open_data(
@@ -68,12 +78,15 @@ def open_data(
     val/ and test/ brings its own. `limit`: at most that many images of each split, drawn with `seed`.
     """
     kind, _, place = spec.partition(":")
+    classes: list[str] | None
     if kind == "folder":
         classes, splits = open_folder(Path(place), preprocessing)
     elif kind == "digits":
         classes, splits = open_digits(preprocessing)
     elif kind in TORCHVISION:
         classes, splits = open_torchvision(kind, place, preprocessing, download)
+    elif kind == UNLABELLED:
+        classes, splits = None, open_unlabelled(place, preprocessing)
     else:
         raise SlimrankError(f"no data kind {kind!r}; {near(kind, KINDS)}")
     generator = torch.Generator().manual_seed(seed)
@@ -84,6 +97,11 @@ def open_data(
         if source not in splits:
             raise SlimrankError(f"`validation` {validation}: {spec} has no {source} split; take the other one")
         splits["validation"], splits[source] = _divide(splits[source], share, generator)
+    if classes is None and not all(map(len, splits.values())):
+        raise SlimrankError(
+            f"`data` {spec} holds {sum(map(len, splits.values()))} pictures, too few for train, validation and test; "
+            f"a fifth is test, and `validation` {validation}: add pictures"
+        )
     if limit is not None:
         if limit < 1:
             raise SlimrankError(f"`limit` is {limit}, must be at least 1 image")

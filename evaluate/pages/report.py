@@ -60,6 +60,8 @@ def _cards(before: dict[str, Any], after: dict[str, Any]) -> list[Card]:
     cards.append(Card(f"{after['bytes'] / before['bytes']:.0%}", "of the ONNX file"))
     if after["top1"] is not None:
         cards.append(Card(f"{100 * (after['top1'] - before['top1']):+.2f}", "points of top-1 (test)"))
+    if after["agreement"] is not None:
+        cards.append(Card(f"{after['agreement']:.1%}", "same decision as before (test)"))
     return cards
 
 

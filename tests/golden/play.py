@@ -65,7 +65,7 @@ def furnished(folder: Path, *sources: Path) -> Iterator[Path]:
 
 
 def furnish_bad_input(folder: Path) -> None:
-    """Make the files that only the bad commands name: foreign weights, a log, images of the wrong classes."""
+    """Make the files that only the bad commands name: foreign weights, a log, images of wrong classes, an empty folder."""
     import torch
     from PIL import Image
     from safetensors.torch import load_file
@@ -75,6 +75,7 @@ def furnish_bad_input(folder: Path) -> None:
     torch.save(load_file(FILES / "dense.safetensors"), folder / "foreign.pt")
     torch.save(Branching().state_dict(), folder / "odd.pt")
     (folder / "log.txt").write_text("baseline       4.0 s  40,551,040 MACs\nrank           0.0 s\n")
+    (folder / "empty").mkdir()
     for name, classes in (("two", ["cat", "dog"]), ("ten", [f"class{i}" for i in range(10)])):
         for split in ("train", "test"):
             for label in classes:
