@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..channels.groups import ChannelMap
+from ..network.graph import out_of_place
 from ..network.resize import CONVS
 from .sites import Site, places
 
 BATCHNORM = nn.modules.batchnorm._BatchNorm
 FRESH = (*CONVS, nn.Linear, BATCHNORM, Site)  # modules whose output is memory of their own
-OUT_OF_PLACE: dict[Any, Any] = {
-    F.relu: torch.relu, torch.relu_: torch.relu, operator.iadd: operator.add, operator.imul: operator.mul,
-}  # fmt: skip
 IN_PLACE: dict[Any, Any] = {torch.relu: torch.relu_, operator.add: operator.iadd, torch.add: operator.iadd}
 
 
@@ -124,33 +121,15 @@ def _is_size(node: fx.Node) -> bool:
     return bool(node.target is getattr and node.args[1] == "shape") or all(_is_size(n) for n in node.all_input_nodes)
 
 
-class _ChannelwiseLeaves(fx.Tracer):
-    """Keeps modules that map channels in their own way (`slice_channels`) as one call."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return hasattr(m, "slice_channels") or super().is_leaf_module(m, module_qualified_name)
-
-
 def _traced(model: nn.Module) -> fx.GraphModule:
     """The graph without the model's own in-place operations, BatchNorm folded into the convs before it."""
-    traced = fx.GraphModule(model, _ChannelwiseLeaves().trace(model))
-    seen = set()
+    traced = out_of_place(model)
+    called: set[str] = set()
     for node in traced.graph.nodes:
         if node.op == "call_module":
-            module: Any = traced.get_submodule(str(node.target))
-            if node.target in seen and next(module.parameters(), None) is not None:
+            if node.target in called and next(traced.get_submodule(node.target).parameters(), None) is not None:
                 raise ValueError(f"{node.target} is called twice")
-            seen.add(node.target)
-            if isinstance(module, nn.ReLU):
-                node.op, node.target, node.kwargs = "call_function", torch.relu, {}
-            elif getattr(module, "inplace", False):
-                module.inplace = False
-        elif node.op == "call_function":
-            node.target = OUT_OF_PLACE.get(node.target, node.target)
-            if node.target is torch.relu or node.kwargs.get("inplace"):
-                node.args, node.kwargs = node.args[:1] if node.target is torch.relu else node.args, {}
-        elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-            raise ValueError(f"{node.target} changes a tensor in place")
+            called.add(node.target)
     _fold_batchnorm(traced)
     return traced
 
