@@ -32,7 +32,7 @@ from .options import CompressOptions
 from .pruning.budget import plan
 from .pruning.select import guarded
 from .rankers.scores import FilterScores
-from .rows import BaselineRow, BenchRow, ExportRow, FinetuneRow, PruneRow, RankRow, RivalsRow, Row, SpecializeRow
+from .rows import ROWS, BaselineRow, BenchRow, ExportRow, FinetuneRow, PruneRow, RankRow, RivalsRow, Row, SpecializeRow
 from .stages.export import export, onnx_metadata
 from .stages.finetune import finetune
 from .stages.measure import Decided, agreement, decided
@@ -108,7 +108,7 @@ class Run:
         self.say = say
         for name, stage in STAGES.items():
             if name in self.done:
-                say(f"{name:10}    done     {self.done[name]['says']}")
+                say(f"{name:10}    done     {self.row(ROWS[name]).says}")
                 continue
             began = time.perf_counter()
             row = stage(self).to_dict()
@@ -123,11 +123,12 @@ class Run:
     def report(self) -> dict[str, Any]:
         bench = self.done["bench"]
         sides = {}
-        for side, stage in (("baseline", "baseline"), ("compressed", "export")):
-            row = self.done[stage]
+        for side, row in (("baseline", self.row(BaselineRow)), ("compressed", self.row(ExportRow))):
             latency = [timed for timed in bench["results"] if timed["model"] == side]
-            sides[side] = {key: row[key] for key in ("top1", "macs", "params", "bytes")}
-            sides[side] |= {"agreement": row.get("agreement"), "flops": 2 * row["macs"], "latency": latency}
+            sides[side] = {
+                "top1": row.top1, "agreement": row.agreement, "macs": row.macs, "params": row.params, "bytes": row.bytes,
+                "flops": 2 * row.macs, "latency": latency,
+            }  # fmt: skip
         return {
             "model": self.given.name, "classes": self.given.classes, **sides, "stages": list(self.done.values()),
             "options": self.asked, "machine": bench["machine"],

@@ -99,3 +99,8 @@ class BenchRow(Row):
     speedups: list[dict[str, Any]]
     machine: dict[str, Any]
     table: str
+
+
+ROWS: dict[str, type[Row]] = {
+    kind.STAGE: kind for kind in (BaselineRow, RankRow, PruneRow, FinetuneRow, RivalsRow, SpecializeRow, ExportRow, BenchRow)
+}
