@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = ("evaluate", "export", "compress")
 FLOORS = (
-    "network", "channels", "layerwise", "coalitions", "rankers", "pruning", "training", "head", "explain", "stages", "pipeline", "demo",
+    "network", "channels", "layerwise", "coalitions", "rankers", "pruning", "training", "head", "explain", "stages", "pipeline",
+    "demo",
 )  # fmt: skip
 FILES = [f for folder in HOUSE for f in sorted((ROOT / folder).rglob("*.py"))]
 SMALL = [
