@@ -155,3 +155,49 @@ def orthogonal_pursuit(x, w, k: int) -> list[int]:
             errors[j] = float((logit - part @ torch.linalg.lstsq(part, logit[:, None]).solution[:, 0]).square().sum())
         chosen.append(min(errors, key=errors.__getitem__))
     return sorted(chosen)
+
+
+def refitted(model: nn.Module, layer: str, images: torch.Tensor, units: torch.Tensor, ridge: float, mean: bool):
+    """One layer's least squares, by unfolding all it reads: moments with ridge, weight, the unit of each column, variance."""
+    module = model.get_submodule(layer)
+    with torch.no_grad():
+        read = []
+        handle = module.register_forward_pre_hook(lambda _m, inputs: read.append(inputs[0]))
+        model.eval()(images)
+        handle.remove()
+        x = torch.cat(read)
+        if isinstance(module, nn.Conv2d):
+            columns = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+            x = columns.movedim(1, 2).flatten(0, 1)
+            units = units.repeat_interleave(module.weight[0, 0].numel())
+        x, weight = x.double(), module.weight.detach().flatten(1).T.double()
+        centred = x - x.mean(0)
+        variance = float((centred @ weight).square().mean(0).sum())
+        moments = (centred.T @ centred if mean else x.T @ x) / len(x)
+        return (
+            moments + ridge * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64),
+            weight,
+            units,
+            variance,
+        )
+
+
+def cost_by_refitting(problem, gone) -> float:
+    """Share of a layer's variance that is lost without the columns of some units, all others fitted anew."""
+    moments, weight, units, variance = problem
+    keep = torch.tensor([int(unit) not in gone for unit in units])
+    fit = torch.zeros_like(weight)
+    fit[keep] = torch.linalg.solve(moments[keep][:, keep], moments[keep] @ weight)
+    return float(((fit - weight) * (moments @ (fit - weight))).sum()) / variance
+
+
+def greedy_by_refitting(problems, units: int, fixed=()) -> tuple[list[int], list[float]]:
+    """Units in the order in which the sum of all problems' costs grows least, and the cost after each."""
+    order: list[int] = []
+    errors = []
+    while len(order) < units - max(1, len(fixed)):
+        left = [unit for unit in range(units) if unit not in order and unit not in fixed]
+        cost, unit = min((sum(cost_by_refitting(p, {*order, u}) for p in problems), u) for u in left)
+        order.append(unit)
+        errors.append(cost)
+    return order, errors

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..channels.groups import ChannelMap
     from .scores import FilterScores
 
-CACHED = "car, shapley, switch: bytes for cached activations (default 2 GiB)"
+CACHED = "car, shapley, switch, reconstruct: bytes for what is kept of the images (default 2 GiB)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,11 @@ class SwitchOptions:
     alpha0: float = option(0.5, "switch: prior; below 1 for few filters (default 0.5)")
     sampled: bool = option(False, "switch: learn by samples, not at the mean")
     identity: bool = option(False, "switch: multiply by n*s, not by s (see compress/rankers/switch.py)")
+    memory: int = option(MEMORY, CACHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructOptions:
     memory: int = option(MEMORY, CACHED)
 
 
@@ -115,6 +120,9 @@ RANKERS = {
         Ranker(name="car", function="car:rank", split="validation", enough=2000, options=CarOptions),
         Ranker(name="shapley", function="shapley:rank", split="validation", enough=500, options=ShapleyOptions),
         Ranker(name="switch", function="switch:rank", split="train", enough=5000, options=SwitchOptions),
+        Ranker(
+            name="reconstruct", function="reconstruct:rank", split="train", labels=False, enough=512, options=ReconstructOptions
+        ),
         Ranker(name="random", function="random:rank"),
         Ranker(name="taylor", function="torch_pruning_criteria:taylor", split="train", enough=2000),
         Ranker(name="bn-scale", function="torch_pruning_criteria:bn_scale"),

@@ -1,0 +1,132 @@
+"""What a filter's loss costs after the best repair: optimal brain surgeon on channels, without labels.
+
+Each layer that reads a group's units is a least-squares problem: its own outputs from what it reads in the whole network.
+Losing a unit costs the squared error that is left once the other inputs have made up for it as well as they can
+(layerwise/elimination.py), in shares of the variance of the layer's outputs. A unit's cost is summed over the layers that read
+it. The unit that costs least goes, the others are weighed anew, and so on to the last: the whole curve error(width) of a group.
+
+A conv of groups (depthwise ones too) loses its filters with what they read, and has nothing to repair: those that read these
+filters carry the cost. A layer that computes no weighted sum (a shortcut that pads) passes a unit's share of the variance on.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...errors import SlimrankError
+from ..channels.groups import ChannelMap, Group
+from ..layerwise.elimination import Elimination, Reader, Unrepaired, eliminate, ridge_inverse
+from ..layerwise.survey import Read, survey
+from ..network.resize import CONVS
+from . import ReconstructOptions
+from .scores import Curve, FilterScores
+
+RIDGE = 1e-2
+
+
+def rank(
+    model: nn.Module,
+    channels: ChannelMap,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    classes: int = 0,
+    seed: int = 0,
+    layers: list[str] | None = None,
+    options: ReconstructOptions,
+) -> FilterScores:
+    """Score of a unit: the error that its removal adds, never less than that of one removed earlier; `ties`: the order.
+
+    `batches`: images; their labels are not read. `curve[group]`: [share removed, units removed, error] after each removal.
+    The last unit, and those that must stay, score what losing them as well would add. Raises SlimrankError for what
+    layerwise/survey.py refuses.
+    """
+    start = time.perf_counter()
+    images = sum(len(x) for x, _ in batches)
+    if not images:
+        raise SlimrankError("ranker reconstruct needs images, and there are none; raise `limit`")
+    groups = [channels.group(name) for name in channels.chosen(layers)]
+    scores: dict[str, list[float]] = {}
+    ties: dict[str, list[float]] = {}
+    curves: dict[str, Curve] = {}
+    for group, readers in _problems(model, channels, groups, batches, images, options.memory, seed):
+        order, added = eliminate(readers, group.units, group.fixed)
+        scores[group.name], ties[group.name] = _scored(group, order, added, readers)
+        errors = [0.0, *accumulate(added)]
+        curves[group.name] = [[n / group.units, n, error] for n, error in enumerate(errors)]
+    names = [group.name for group in groups]
+    return FilterScores(
+        ranker="reconstruct", scores={name: scores[name] for name in names}, estimated=True,
+        seconds=time.perf_counter() - start, images=images, seed=seed, ties=ties, comparable=True,
+        extra={"curve": {name: curves[name] for name in names}},
+    )  # fmt: skip
+
+
+def _problems(
+    model: nn.Module, channels: ChannelMap, groups: list[Group], batches: Iterable[tuple[Tensor, Tensor]],
+    images: int, memory: int, seed: int,
+) -> Iterator[tuple[Group, list[Reader]]]:  # fmt: skip
+    """Yield each group with those that read it, as soon as the last of them is surveyed."""
+    waits = {group.name: [name for name in channels.readers(group) if _weighs(model, name)] for group in groups}
+    readers: dict[str, list[Reader]] = {group.name: [] for group in groups}
+    names = {name: units for name, units in channels.reads.items() if any(name in waiting for waiting in waits.values())}
+    with tqdm(total=len(groups), desc="reconstruct", leave=False, disable=None) as bar:
+        for name, read in survey(model, names, batches, images, memory, seed):
+            reading = [group for group in groups if name in waits[group.name]]
+            for group, reader in _readers(read, channels.reads[name], reading):
+                readers[group.name].append(reader)
+            for group in reading:
+                waits[group.name].remove(name)
+                if not waits[group.name]:
+                    yield group, readers.pop(group.name)
+                    bar.update()
+
+
+def _weighs(model: nn.Module, name: str) -> bool:
+    """Whether a layer's outputs lose something with its inputs; a conv of groups goes with them."""
+    layer = model.get_submodule(name)
+    return not (isinstance(layer, CONVS) and layer.groups > 1)
+
+
+def _readers(read: Read, units: Tensor, groups: list[Group]) -> Iterator[tuple[Group, Reader]]:
+    """A layer as a reader of each group. `units`: of its input channels."""
+    if not isinstance(read.layer, (*CONVS, nn.Linear)):
+        variance = read.covariance().flatten()
+        for group in groups:
+            own = (units >= group.offset) & (units < group.offset + group.units)
+            costs = torch.zeros(group.units, dtype=torch.float64)
+            costs.index_add_(0, units[own] - group.offset, variance[own] / variance.sum().clamp_min(1e-30))
+            yield group, Unrepaired(costs)
+        return
+    matrix = read.matrix()
+    variance = (matrix * (read.covariance() @ matrix)).sum()
+    scale = 1 / float(variance) if float(variance) > 0 else 0.0
+    for channel, xx, weight in zip(read.channels, read.second_moments(), matrix, strict=True):
+        inverse = ridge_inverse(xx, RIDGE)
+        for group in groups:
+            yield group, Elimination(inverse, weight, _columns(units[channel] - group.offset, group.units), scale)
+
+
+def _columns(unit: Tensor, units: int) -> Tensor:
+    """The columns of each unit, [units, most columns of a unit], -1 where it has fewer. `unit`: of each column."""
+    column = ((unit >= 0) & (unit < units)).nonzero().flatten()
+    column = column[unit[column].argsort(stable=True)]
+    counts = unit[column].bincount(minlength=units)
+    place = torch.arange(len(column)) - (counts.cumsum(0) - counts)[unit[column]]
+    table = torch.full((units, max(1, int(counts.max()))), -1)
+    table[unit[column], place] = column
+    return table
+
+
+def _scored(group: Group, order: list[int], added: list[float], readers: list[Reader]) -> tuple[list[float], list[float]]:
+    """Scores and ties of a group's units, [units] each; `readers`: without the units in `order`."""
+    left = torch.stack([reader.costs() for reader in readers]).sum(0).tolist()
+    stay = sorted(set(range(group.units)) - set(order), key=lambda unit: (left[unit], unit))
+    scores, ties = [0.0] * group.units, [0.0] * group.units
+    costs = [*added, *(left[unit] for unit in stay)]
+    for place, (unit, cost) in enumerate(zip([*order, *stay], accumulate(costs, max), strict=True)):
+        scores[unit], ties[unit] = cost, float(place)
+    return scores, ties
