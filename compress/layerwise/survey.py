@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ..network.resize import CONVS
 from .moments import Moments
-from .rows import as_matrix, blocks, choose_positions, inputs
+from .rows import as_matrix, choose_positions, inputs
 
 CHUNK = 64  # images that run together
 ROWS, ROWS_PER_COLUMN = 20_000, 4  # rows that are sampled of a layer's inputs, the larger of the two
@@ -39,9 +39,9 @@ class Read:
         conv = isinstance(self.layer, CONVS)
         positions = choose_positions(shape, max(1, round(rows)), generator) if conv else None
         row_bytes = 4 * self.columns.numel() * (len(positions[0]) if positions else prod(shape))
-        for part in blocks(x, row_bytes, BLOCK_BYTES):
+        for part in x.split(max(1, BLOCK_BYTES // max(1, row_bytes))):
             weighs = isinstance(self.layer, (*CONVS, nn.Linear))
-            every = inputs(self.layer, x[part], shape, positions)[0] if weighs else x[part].movedim(1, -1).flatten(0, -2)
+            every = inputs(self.layer, part, shape, positions)[0] if weighs else part.movedim(1, -1).flatten(0, -2)
             read = every[:, self.columns.to(x.device)].movedim(1, 0)
             if self.moments is None:
                 self.moments = Moments.around(read, read[..., :0])
