@@ -85,14 +85,13 @@ class Normal:
     xy: Tensor
     yy: Tensor
 
-    def solve(self, matrix: Tensor, ridge: float) -> Tensor:
-        """Fit [groups, columns, filters] nearest to `matrix`: `ridge` times the mean diagonal of `xx` is added to it."""
-        scale = self.xx.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-300)
-        system = self.xx + torch.diag_embed((ridge * scale)[:, None].expand(self.xx.shape[:2]))
-        factor, info = torch.linalg.cholesky_ex(system)
-        if bool(info.any()):
-            raise ValueError("singular")
-        return matrix + torch.cholesky_solve(self.xy - self.xx @ matrix, factor)
+    def solve(self, matrix: Tensor, ridge: float) -> Tensor | None:
+        """Fit [groups, columns, filters] nearest to `matrix`: `ridge` times the mean diagonal of `xx` is added to it.
+
+        None where the system is singular all the same.
+        """
+        factor = factorised(self.xx, ridge * self.xx.diagonal(dim1=-2, dim2=-1).mean(-1))
+        return None if factor is None else matrix + torch.cholesky_solve(self.xy - self.xx @ matrix, factor)
 
     def offset(self, matrix: Tensor) -> Tensor:
         """What has to be added to the outputs of `matrix`, [groups, filters], for their mean to be right."""
@@ -102,3 +101,13 @@ class Normal:
         """Mean squared error of each output, [groups, filters]."""
         miss = self.offset(matrix) - offset
         return self.yy - 2 * (matrix * self.xy).sum(1) + (matrix * (self.xx @ matrix)).sum(1) + miss * miss
+
+    def power(self) -> Tensor:
+        """Mean square of each output around its mean (around zero in moments around zero), [groups, filters]."""
+        return self.yy
+
+
+def factorised(system: Tensor, ridge: Tensor) -> Tensor | None:
+    """Cholesky factors of [groups, n, n] with `ridge` ([groups]) added to the diagonals; None where one is singular."""
+    factor, info = torch.linalg.cholesky_ex(system + torch.diag_embed(ridge[:, None].expand(system.shape[:2])))
+    return None if bool(info.any()) else factor

@@ -5,13 +5,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..network.graph import out_of_place
 
-Values = dict[fx.Node, object]
+Values = dict[fx.Node, Any]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Store:
 class Prefix:
     """One network's forward pass over chunks of images, as far as it has come. `program`: what is run."""
 
-    def __init__(self, program: Program, chunks: Sequence[Tensor], store: Store, name: str):
+    def __init__(self, program: Program, store: Store, name: str):
         self.program, self.store, self.name = program, store, name
         self.place = 0
         last = {node: i for i, user in enumerate(program.nodes) for node in user.all_input_nodes}
@@ -105,15 +106,17 @@ class Prefix:
         for node, i in last.items():
             self._dies.setdefault(i, []).append(node)
         self._interpreter = fx.Interpreter(program.graph, garbage_collect_values=False)
-        image = next(node for node in program.nodes if node.op == "placeholder")
-        for i, chunk in enumerate(chunks):
-            store.put((name, i), {image: chunk})
+        self._image = next(node for node in program.nodes if node.op == "placeholder")
+
+    def begin(self, chunk: int, images: Tensor) -> None:
+        """Take in a chunk of images, before anything is run."""
+        self.keep(chunk, {self._image: images})
 
     def advance(self, chunk: int, until: int) -> Values:
         """Run a chunk on to the node at `until`, which is not run. What comes back goes to `keep`; after the last chunk,
         `place` is moved on to `until`."""
         values = self.store.take((self.name, chunk))
-        self._interpreter.env = values  # type: ignore[assignment]
+        self._interpreter.env = values
         for i in range(self.place, until):
             node = self.program.nodes[i]
             if node.op != "placeholder":

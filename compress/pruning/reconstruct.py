@@ -1,0 +1,288 @@
+"""What a cut has lost, put back in closed form: without labels and without training.
+
+Front to back, each conv and linear layer behind the cut takes the weights that give, from what it reads in the network that
+is cut and repaired so far, nearest what it wrote in the dense one. Source: He et al. 2017, "Channel Pruning for Accelerating
+Very Deep Neural Networks", section 3.2; with the error that a residual sum already carries asked of the last layer in front
+of it (section 3.4 there). We deviate: nothing is asked of the weights but to lie near the sliced ones, by as much as held-out
+images say (ridge), and a layer whose error on these does not fall keeps what it had.
+"""
+
+import copy
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from tqdm import tqdm
+
+from ...errors import SlimrankError
+from ..channels.groups import ChannelMap, stays
+from ..layerwise.few_rows import FewRows, FewRowsNormal
+from ..layerwise.moments import Moments, Normal
+from ..layerwise.prefix import Prefix, Program, Store
+from ..layerwise.rows import Layer, as_matrix, as_weight, choose_positions, inputs, outputs
+from .residual import Residual, narrowed
+
+MEMORY = 2**31  # bytes
+HELD_OUT = 5  # one image in so many chooses the ridge, and whether a layer moves at all
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # times the mean variance of the columns; beside them inf: the means alone
+ROWS, ROWS_A_COLUMN = 50_000, 16  # output positions of a layer that are drawn: the larger number of the two
+BLOCK = 2**25  # bytes of rows that are multiplied at once
+COPIES = 6  # of a Gram matrix, at the worst: images that fit, that are held out, their sum, and what solving takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFit:
+    """One layer: its squared error on held-out images as a share of its outputs' variance, before and after.
+
+    `ridge`: None where it was left as it was, inf where only its mean moved. `rows`, `columns`: of the least squares.
+    """
+
+    layer: str
+    before: float
+    after: float
+    ridge: float | None
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """A repaired network. `images`: that were used, a fifth of them held out; `left`: layers that were not fitted, and why."""
+
+    model: nn.Module
+    layers: list[LayerFit]
+    left: dict[str, str]
+    images: int
+    seconds: float
+
+    @property
+    def note(self) -> str:
+        """What did not go as usual, in words; empty where everything did."""
+        few = sum(fit.rows < fit.columns for fit in self.layers)
+        notes = [f"{few} of {len(self.layers)} layers have more inputs than these images have positions"] if few else []
+        return "; ".join(notes + [f"{layer} left as it is: {why}" for layer, why in self.left.items()])
+
+
+def traceable(model: nn.Module) -> str:
+    """Say why a network's layers cannot be stopped at one by one; empty where they can."""
+    try:
+        Program.of(copy.deepcopy(model), [])
+    except Exception as error:  # torch.fx raises whatever forward() raises on a proxy
+        return " ".join(str(error).split())[:100] or type(error).__name__
+    return ""
+
+
+def reconstruct(
+    dense: nn.Module,
+    smaller: nn.Module,
+    channels: ChannelMap,
+    gone: Tensor,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    memory: int = MEMORY,
+    seed: int = 0,
+) -> Reconstruction:
+    """Repair `smaller`, which is `dense` without the units in `gone`, on images [n, channels, height, width]; no label is read.
+
+    `channels`: of the dense network. `memory`: bytes for what both networks' forward passes hold (beyond it, files) and for
+    each layer's Gram matrix. Both networks lie on the images' device. Raises SlimrankError for fewer than two images, for a
+    Gram matrix that does not fit, for activations that are not finite, and for a network that torch.fx cannot follow.
+    """
+    if reason := traceable(dense):
+        raise SlimrankError(f"`reconstruct`: torch.fx cannot follow this network's forward() ({reason}); leave it out")
+    start = time.perf_counter()
+    walk = _Walk.start(dense, smaller, channels, gone, batches, memory, seed)
+    with torch.inference_mode():
+        layers = [walk.refit(name) for name in tqdm(walk.moved, desc="reconstruct", leave=False, disable=None)]
+    repaired = copy.deepcopy(smaller)
+    repaired.load_state_dict(walk.cut.program.graph.state_dict())
+    left = dict.fromkeys(sorted(walk.cut.program.twice), "it is called twice")
+    return Reconstruction(
+        model=repaired, layers=layers, left=left, images=sum(walk.chunks), seconds=time.perf_counter() - start
+    )  # fmt: skip
+
+
+Sums = Moments | FewRows
+
+
+@dataclass
+class _Walk:
+    """Both networks, layer by layer. `moved`: layers whose inputs are not what they were, in the order of the passes."""
+
+    dense: Prefix
+    cut: Prefix
+    channels: ChannelMap
+    gone: Tensor
+    moved: list[str]
+    chunks: list[int]  # images of each
+    memory: int
+    generator: torch.Generator
+
+    @classmethod
+    def start(
+        cls, dense: nn.Module, smaller: nn.Module, channels: ChannelMap, gone: Tensor,
+        batches: Iterable[tuple[Tensor, Tensor]], memory: int, seed: int,
+    ) -> "_Walk":  # fmt: skip
+        store, layers = Store(memory), list(channels.positions)
+        copies = [copy.deepcopy(model).eval().requires_grad_(False) for model in (dense, smaller)]
+        conv2d = any(isinstance(module, nn.Conv2d) for module in dense.modules())
+        layout = torch.channels_last if conv2d else torch.contiguous_format
+        full, cut = (
+            Prefix(Program.of(model.to(memory_format=layout), layers), store, name)
+            for model, name in zip(copies, ("dense", "cut"), strict=True)
+        )
+        chunks: list[int] = []
+        for images, _ in batches:
+            for prefix in (full, cut):
+                prefix.begin(len(chunks), images.contiguous(memory_format=layout))
+            chunks.append(len(images))
+        if sum(chunks) < 2:
+            raise SlimrankError("`reconstruct` needs 2 images at least, one to fit and one to judge; give more `data`")
+        moved = _moved(cut.program, channels, gone)
+        return cls(full, cut, channels, gone, moved, chunks, memory, torch.Generator().manual_seed(seed))
+
+    def refit(self, name: str) -> LayerFit:
+        """Fit one layer of the cut network; it and all before it are then as they stay."""
+        program = self.cut.program
+        node = program.nodes[program.layers[name]]
+        layer: Layer = program.graph.get_submodule(name)  # type: ignore[assignment]
+        norm = following_norm(program, node)
+        fit, held = self._sums(name, layer, node, Residual.at(program, self.dense.program, node, norm))
+        mean = layer.bias is not None or norm is not None  # whether the layer has a place for one
+        found = _fitted(name, layer, fit, held, mean)
+        if found.ridge is not None:
+            every = _normal(fit + held, mean)  # type: ignore[operator]
+            matrix = as_matrix(layer, layer.weight).double()
+            matrix = matrix if found.ridge == inf else _solved(every, matrix, found.ridge)
+            _write(layer, norm, matrix, every.offset(matrix).flatten() if mean else None)
+        return found
+
+    def _sums(self, name: str, layer: Layer, node: fx.Node, residual: Residual | None) -> tuple[Sums, Sums]:
+        """What the layer reads in the cut network and should write, of the images that fit and of those held out."""
+        kept, images = stays(self.channels.writes[name], self.gone), sum(self.chunks)
+        sums: tuple[Sums, Sums] | None = None
+        for first, x, y in self._pairs(name, node, kept, residual):
+            grid = torch.Size() if isinstance(layer, nn.Linear) else y.shape[2:]
+            columns = as_matrix(layer, layer.weight).shape[1]
+            spots = max(1, max(ROWS, ROWS_A_COLUMN * columns) // images)
+            positions = choose_positions(grid, spots, self.generator) if grid else None
+            groups = getattr(layer, "groups", 1)
+            rows_an_image = x.shape[1:-1].numel() if isinstance(layer, nn.Linear) else min(spots, grid.numel())
+            if sums is None:
+                few = self._choose(name, groups, columns, rows_an_image * images)
+            for held, part in _parts(first, len(x), max(1, BLOCK // (4 * columns * groups * rows_an_image))):
+                pair = inputs(layer, x[part], grid, positions), outputs(layer, y[part], positions)
+                if sums is None:
+                    empty = FewRows() if few else Moments.around(*pair)
+                    sums = empty, empty.empty()
+                sums[held].add(*pair)
+        assert sums is not None
+        return sums
+
+    def _pairs(self, name: str, node: fx.Node, kept: Tensor, residual: Residual | None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Chunk by chunk: its first image's number, what the layer reads in the cut network, what it should write there."""
+        after, place = self.dense.program.layers[name] + 1, self.cut.program.layers[name]
+        dense_node = self.dense.program.nodes[after - 1]
+        for number in range(len(self.chunks)):
+            full, cut = self.dense.advance(number, after), self.cut.advance(number, place)
+            x, y = cut[node.all_input_nodes[0]], full[dense_node]
+            axis = -1 if isinstance(self.cut.program.module(node), nn.Linear) else 1
+            y = narrowed(y, kept, axis)
+            if residual is not None and cut[residual.cut].shape == y.shape:
+                y = y + residual.missing(full, cut, kept, axis)
+            yield sum(self.chunks[:number]), x, y
+            self.dense.keep(number, full)
+            self.cut.keep(number, cut)
+        self.dense.place, self.cut.place = after, place
+
+    def _choose(self, name: str, groups: int, columns: int, rows: int) -> bool:
+        """Whether rows are kept instead of moments. Raises SlimrankError where neither fits the memory."""
+        by_moments, by_rows = 8 * COPIES * groups * columns**2, 8 * COPIES * groups * rows * max(rows, columns)
+        if min(by_moments, by_rows) > self.memory:
+            raise SlimrankError(
+                f"`memory` {self.memory:,} bytes cannot hold the Gram matrix of {name}, {columns:,} inputs; give at least "
+                f"{min(by_moments, by_rows):,}, or `protect` what it reads"
+            )
+        return rows < columns or by_moments > self.memory
+
+
+def _parts(first: int, n: int, most: int) -> Iterator[tuple[bool, Tensor]]:
+    """Split a chunk of `n` images, from number `first` on, by whether they are held out, and into `most` at once."""
+    held = (torch.arange(first, first + n) % HELD_OUT) == 0
+    for out in (True, False):
+        for part in (held == out).nonzero().flatten().split(most):
+            if len(part):
+                yield out, part
+
+
+def _moved(program: Program, channels: ChannelMap, gone: Tensor) -> list[str]:
+    """Layers behind the first cut: those that read cut channels, and whatever comes after."""
+    changed: set[fx.Node] = set()
+    found = []
+    for node in program.nodes:
+        behind = any(source in changed for source in node.all_input_nodes)
+        name = str(node.target) if node.op == "call_module" else ""
+        if behind and name in program.layers:
+            found.append(name)
+        if behind or (name in channels.writes and not bool(stays(channels.writes[name], gone).all())):
+            changed.add(node)
+    return found
+
+
+def following_norm(program: Program, node: fx.Node) -> BatchNorm | None:
+    """The BatchNorm with running statistics that alone reads a layer's output; None where there is none."""
+    users = list(node.users)
+    norm = program.module(users[0]) if len(users) == 1 else None
+    return norm if isinstance(norm, BatchNorm) and norm.running_mean is not None else None
+
+
+def _normal(sums: Sums, mean: bool) -> Normal | FewRowsNormal:
+    return sums.centred() if mean else sums.raw()
+
+
+def _solved(normal: Normal | FewRowsNormal, matrix: Tensor, ridge: float) -> Tensor:
+    """The fit at a ridge that has been found to do; at ten times as much where more images make it singular."""
+    for factor in (1, 10, 100):
+        fit = normal.solve(matrix, factor * ridge)
+        if fit is not None:
+            return fit
+    return matrix
+
+
+def _fitted(name: str, layer: Layer, fit: Sums, held: Sums, mean: bool) -> LayerFit:
+    """Choose the ridge by the error on held-out images; the layer as it is, and its mean alone, among the choices."""
+    normal, judge = _normal(fit, mean), _normal(held, mean)
+    power = float(judge.power().sum())
+    sliced = as_matrix(layer, layer.weight).double()
+    columns = sliced.shape[1]
+    if not torch.isfinite(torch.tensor(power)) or not bool(torch.isfinite(normal.power()).all()):
+        raise SlimrankError(
+            f"`reconstruct`: {name} gives NaN or infinite values on these images; check the checkpoint with `evaluate`"
+        )
+    rows = sum(x.shape[1] for x in fit.x) if isinstance(fit, FewRows) else fit.n
+    bias = torch.zeros_like(normal.y_mean) if layer.bias is None else layer.bias.double().view_as(normal.y_mean)
+    before = float(judge.errors(sliced, bias).sum()) / max(power, 1e-300)
+    if power <= 1e-12 * len(bias):
+        return LayerFit(layer=name, before=before, after=before, ridge=None, rows=rows, columns=columns)
+    trials: list[tuple[float, int, float | None]] = [(before, 0, None)]
+    for place, ridge in enumerate((inf, *RIDGES) if mean else RIDGES, 1):
+        matrix = sliced if ridge == inf else normal.solve(sliced, ridge)
+        if matrix is not None:
+            trials.append((float(judge.errors(matrix, normal.offset(matrix)).sum()) / power, place, ridge))
+    after, _, chosen = min(trials)
+    return LayerFit(layer=name, before=before, after=after, ridge=chosen, rows=rows, columns=columns)
+
+
+def _write(layer: Layer, norm: BatchNorm | None, matrix: Tensor, offset: Tensor | None) -> None:
+    """Put new weights into a layer, and the offset of its mean into its bias or the running mean behind it."""
+    layer.weight.copy_(as_weight(layer, matrix.to(layer.weight)))
+    if offset is None:
+        return
+    if layer.bias is not None:
+        layer.bias.copy_(offset)
+    elif norm is not None and norm.running_mean is not None:
+        norm.running_mean -= offset.to(norm.running_mean)
