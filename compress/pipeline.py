@@ -243,6 +243,8 @@ def _prune(run: Run) -> PruneRow:
     measured = f"{_top1(cut.top1_after)} {tuned}"
     if cut.top1_after is None and cut.agreement is not None:
         measured = f", agrees with the dense network on {cut.agreement:.1%} of {cut.images:,} images"
+    if cut.repair is not None:
+        measured += f" ({cut.repair})"
     missed = ""
     if cut.missed:
         missed = (
@@ -254,7 +256,8 @@ def _prune(run: Run) -> PruneRow:
         budget=cut.budget, scope=cut.plan.scope, keep=cut.keep, widths=cut.widths, steps=cut.steps,
         trials=[[trial.macs, trial.top1] for trial in cut.trials], validation_top1_before=cut.validation_top1_before,
         macs_before=cut.before.macs, macs_after=cut.after.macs, top1=cut.top1_after, agreement=cut.agreement,
-        note=cut.plan.note, training=None if cut.training is None else cut.training.to_dict(),
+        note=cut.plan.note, repair=cut.repair and cut.repair.to_dict(),
+        training=None if cut.training is None else cut.training.to_dict(),
         says=f"{kept}{measured}{note}{missed}",
     )  # fmt: skip
 

@@ -54,6 +54,7 @@ class PruneRow(Row):
     top1: float | None
     agreement: float | None = None
     note: str
+    repair: dict[str, Any] | None = None
     validation_top1_before: float | None = None
     training: dict[str, Any] | None = None
 

@@ -9,9 +9,9 @@ images say (ridge), and a layer whose error on these does not fall keeps what it
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,11 +24,12 @@ from ..layerwise.few_rows import FewRows, FewRowsNormal
 from ..layerwise.moments import Moments, Normal
 from ..layerwise.prefix import Prefix, Program, Store
 from ..layerwise.rows import Layer, as_matrix, as_weight, choose_positions, inputs, outputs
+from .options import MEMORY
 from .residual import Residual, narrowed
 
-MEMORY = 2**31  # bytes
 HELD_OUT = 5  # one image in so many chooses the ridge, and whether a layer moves at all
-RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # times the mean variance of the columns; beside them inf: the means alone
+RIDGE = 1e-2  # times the mean variance of the columns: where the search for the best power of ten begins
+RIDGES = (1e-8, 1e2)  # where it ends; beside them inf: the means alone
 ROWS, ROWS_A_COLUMN = 50_000, 16  # output positions of a layer that are drawn: the larger number of the two
 BLOCK = 2**25  # bytes of rows that are multiplied at once
 COPIES = 6  # of a Gram matrix, at the worst: images that fit, that are held out, their sum, and what solving takes
@@ -85,25 +86,42 @@ def reconstruct(
     *,
     memory: int = MEMORY,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Reconstruction:
     """Repair `smaller`, which is `dense` without the units in `gone`, on images [n, channels, height, width]; no label is read.
 
     `channels`: of the dense network. `memory`: bytes for what both networks' forward passes hold (beyond it, files) and for
-    each layer's Gram matrix. Both networks lie on the images' device. Raises SlimrankError for fewer than two images, for a
+    each layer's Gram matrix. `device`: where the images lie. Raises SlimrankError for fewer than two images, for a
     Gram matrix that does not fit, for activations that are not finite, and for a network that torch.fx cannot follow.
     """
     if reason := traceable(dense):
         raise SlimrankError(f"`reconstruct`: torch.fx cannot follow this network's forward() ({reason}); leave it out")
     start = time.perf_counter()
-    walk = _Walk.start(dense, smaller, channels, gone, batches, memory, seed)
+    walk = _Walk.start(dense, smaller, channels, gone, batches, memory, seed, device)
     with torch.inference_mode():
-        layers = [walk.refit(name) for name in tqdm(walk.moved, desc="reconstruct", leave=False, disable=None)]
-    repaired = copy.deepcopy(smaller)
-    repaired.load_state_dict(walk.cut.program.graph.state_dict())
-    left = dict.fromkeys(sorted(walk.cut.program.twice), "it is called twice")
+        fits = [walk.refit(name) for name in tqdm(walk.moved, desc="reconstruct", leave=False, disable=None)]
+        repaired = _with_tensors(smaller, walk.cut.program.graph)
     return Reconstruction(
-        model=repaired, layers=layers, left=left, images=sum(walk.chunks), seconds=time.perf_counter() - start
+        model=repaired, layers=fits, left=_left(walk.cut.program, channels), images=sum(walk.chunks),
+        seconds=time.perf_counter() - start,
     )  # fmt: skip
+
+
+def _with_tensors(model: nn.Module, graph: nn.Module) -> nn.Module:
+    """Copy a network with the tensors that a traced copy of it has by the same names."""
+    made = copy.deepcopy(model)
+    new = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
+    for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+        if name in new:
+            tensor.copy_(new[name])
+    return made
+
+
+def _left(program: Program, channels: ChannelMap) -> dict[str, str]:
+    """Layers that nothing stops at, and why."""
+    called = {str(node.target) for node in program.nodes if node.op == "call_module"}
+    hidden = {name: "its weight is read outside its own forward()" for name in channels.positions if name not in called}
+    return {**hidden, **dict.fromkeys(sorted(program.twice), "it is called twice")}
 
 
 Sums = Moments | FewRows
@@ -125,14 +143,14 @@ class _Walk:
     @classmethod
     def start(
         cls, dense: nn.Module, smaller: nn.Module, channels: ChannelMap, gone: Tensor,
-        batches: Iterable[tuple[Tensor, Tensor]], memory: int, seed: int,
+        batches: Iterable[tuple[Tensor, Tensor]], memory: int, seed: int, device: str,
     ) -> "_Walk":  # fmt: skip
         store, layers = Store(memory), list(channels.positions)
         copies = [copy.deepcopy(model).eval().requires_grad_(False) for model in (dense, smaller)]
         conv2d = any(isinstance(module, nn.Conv2d) for module in dense.modules())
         layout = torch.channels_last if conv2d else torch.contiguous_format
         full, cut = (
-            Prefix(Program.of(model.to(memory_format=layout), layers), store, name)
+            Prefix(Program.of(model.to(device).to(memory_format=layout), layers), store, name)
             for model, name in zip(copies, ("dense", "cut"), strict=True)
         )
         chunks: list[int] = []
@@ -259,22 +277,36 @@ def _fitted(name: str, layer: Layer, fit: Sums, held: Sums, mean: bool) -> Layer
     power = float(judge.power().sum())
     sliced = as_matrix(layer, layer.weight).double()
     columns = sliced.shape[1]
-    if not torch.isfinite(torch.tensor(power)) or not bool(torch.isfinite(normal.power()).all()):
+    if not all(map(isfinite, (power, float(normal.power().sum()), float(normal.x_mean.sum())))):
         raise SlimrankError(
-            f"`reconstruct`: {name} gives NaN or infinite values on these images; check the checkpoint with `evaluate`"
+            f"`reconstruct`: {name} meets NaN or infinite activations on these images; check the checkpoint with `evaluate`"
         )
     rows = sum(x.shape[1] for x in fit.x) if isinstance(fit, FewRows) else fit.n
     bias = torch.zeros_like(normal.y_mean) if layer.bias is None else layer.bias.double().view_as(normal.y_mean)
     before = float(judge.errors(sliced, bias).sum()) / max(power, 1e-300)
     if power <= 1e-12 * len(bias):
         return LayerFit(layer=name, before=before, after=before, ridge=None, rows=rows, columns=columns)
-    trials: list[tuple[float, int, float | None]] = [(before, 0, None)]
-    for place, ridge in enumerate((inf, *RIDGES) if mean else RIDGES, 1):
+
+    def tried(ridge: float) -> float:
+        """Error on held-out images, inf where the system is singular."""
         matrix = sliced if ridge == inf else normal.solve(sliced, ridge)
-        if matrix is not None:
-            trials.append((float(judge.errors(matrix, normal.offset(matrix)).sum()) / power, place, ridge))
-    after, _, chosen = min(trials)
+        return inf if matrix is None else float(judge.errors(matrix, normal.offset(matrix)).sum()) / power
+
+    trials = [(before, None), *([(tried(inf), inf)] if mean else []), _best_ridge(tried)]
+    after, chosen = min(trials, key=lambda trial: trial[0])
     return LayerFit(layer=name, before=before, after=after, ridge=chosen, rows=rows, columns=columns)
+
+
+def _best_ridge(tried: Callable[[float], float]) -> tuple[float, float]:
+    """The least error among powers of ten, and its ridge: from RIDGE on as long as the error falls, up or else down."""
+    best = tried(RIDGE), RIDGE
+    for step in (10.0, 0.1):
+        ridge = RIDGE * step
+        while RIDGES[0] <= ridge <= RIDGES[1] and (trial := (tried(ridge), ridge))[0] < best[0]:
+            best, ridge = trial, ridge * step
+        if best[1] != RIDGE:
+            break
+    return best
 
 
 def _write(layer: Layer, norm: BatchNorm | None, matrix: Tensor, offset: Tensor | None) -> None:

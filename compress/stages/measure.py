@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from ...evaluate.accuracy import Accuracy, accuracy, decisions, predictor
 from ...evaluate.data import Data, Images
 from ..network.device import on
-from ..training.recalibrate import IMAGES, recalibrate
 
 
 def accuracy_on(model: nn.Module, images: Images, classes: int, device: str = "cpu") -> Accuracy:
@@ -39,10 +38,3 @@ def agreement(dense: Decided, smaller: Decided) -> float:
 
 def _share(equal: Tensor) -> float:
     return int(equal.sum()) / len(equal)
-
-
-def recalibrated(model: nn.Module, data: Data, *, seed: int, device: str = "cpu") -> nn.Module:
-    """Copy the model with BatchNorm's statistics taken anew on training images, IMAGES of a seeded shuffle."""
-    with on(device, model):
-        calibrated = recalibrate(model, data.split("train").sample(IMAGES, seed).batches(device=device))
-    return calibrated.to("cpu")

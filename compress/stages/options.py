@@ -7,7 +7,7 @@ from ...errors import SlimrankError, near
 from ...evaluate.dataspec import needs_labels
 from ...evaluate.timing import Timing
 from ...option import nested, option
-from ..pruning.options import Cut
+from ..pruning.options import MEMORY, Cut
 from ..rankers import DEFAULT, NAMES, ranker
 from ..training.recipe import Recipe
 
@@ -16,14 +16,23 @@ ONE_IMAGE = Timing(batch=(1,))
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions:
-    """How `prune` cuts. `recalibrate` None: where there are images. `recover`, `distill` and `training` belong to `steps`
-    and `max_drop`; with `max_drop`, `training.epochs` are trained in every trial."""
+    """How `prune` cuts. `reconstruct` None: where there are images; `recalibrate` None: where nothing else is repaired.
+    `recover`, `distill` and `training` belong to `steps` and `max_drop`; with `max_drop`, `training.epochs` are trained in
+    every trial."""
 
     ranker: str | None = option(None, f"default {DEFAULT}; {NAMES}")
     cut: Cut = nested(Cut())
     timing: Timing | None = nested(ONE_IMAGE, unasked=True)
     training: Recipe = nested(Recipe(epochs=0, lr=0.02), without=("teacher_share",))
-    recalibrate: bool | None = option(None, "BatchNorm's statistics anew, on training images (default: where there is --data)")
+    reconstruct: bool | None = option(
+        None,
+        "repair what the cut has lost in closed form, on training images without their labels (default: where there is --data)",
+    )
+    recalibrate: bool | None = option(
+        None, "BatchNorm's statistics anew, on training images (default: where there is --data and nothing is reconstructed)"
+    )
+    calibration_images: int = option(4000, "training images that a cut is repaired on, labels unread (default 4000)")
+    memory: int = option(MEMORY, "bytes that reconstruction holds, files beyond (default 2 GiB)")
     steps: int = option(1, "rank, cut and recover so many times (default 1: one-shot)")
     recover: int = option(1, "epochs between steps (default 1)")
     distill: bool = option(False, "fine-tune with the input checkpoint as teacher")
@@ -55,8 +64,12 @@ class PruneOptions:
         if self.steps < 1 or self.recover < 0:
             raise SlimrankError(f"`steps` is {self.steps}, `recover` {self.recover}; at least 1 step, 0 epochs")
         self.cut.step(0, self.steps)
-        if not images and (self.cut.max_drop is not None or self.recalibrate):
-            raise SlimrankError("`max_drop` and `recalibrate` need images; add `data`")
+        if not images and (self.cut.max_drop is not None or self.recalibrate or self.reconstruct):
+            raise SlimrankError("`max_drop`, `recalibrate` and `reconstruct` need images; add `data`")
+        if self.calibration_images < 2 or self.memory < 1:
+            raise SlimrankError(
+                f"`calibration_images` is {self.calibration_images}, `memory` {self.memory}; at least 2 images, 1 byte"
+            )
         if not images and (self.steps > 1 or self.distill):
             raise SlimrankError("`max_drop`, `steps` and `distill` need images; add `data`")
         if not scored:

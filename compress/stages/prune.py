@@ -21,10 +21,11 @@ from ..rankers.scores import FilterScores
 from ..training.gates import cut_along
 from ..training.loop import train
 from ..training.result import Training
-from .measure import Decided, accuracy_on, agreement, decided, recalibrated
+from .measure import Decided, accuracy_on, agreement, decided
 from .options import PruneOptions
 from .place import Place
 from .rank import rank
+from .repair import Repaired, RepairFigures, figures, repair
 from .trials import Trials
 
 Say = Callable[[str], None]
@@ -37,8 +38,9 @@ class Pruned:
 
     `keep[group]` and `widths[group]` (before, after) are in the numbers of the network that was given; `plan` is the last
     step's. `training`: of the trial that was taken, where trials were trained. `validation_top1_before` and `_after`: with
-    `max_drop`. `agreement`: share of `images` test images on which both networks decide alike. `missed`:
-    the result loses more than `max_drop` on validation.
+    `max_drop`. `agreement`: share of `images` test images on which both networks decide alike. `repair`: what the last cut
+    cost as it was made and repaired, where it was repaired and not trained. `missed`: the result loses more than `max_drop`
+    on validation.
     """
 
     checkpoint: Checkpoint
@@ -52,6 +54,7 @@ class Pruned:
     top1_after: float | None
     agreement: float | None = None
     images: int = 0
+    repair: RepairFigures | None = None
     trials: list[Trial] = field(default_factory=list)
     validation_top1_before: float | None = None
     validation_top1_after: float | None = None
@@ -69,8 +72,9 @@ class Pruned:
         return {
             "macs_before": self.before.macs, "macs_after": self.after.macs, "params_before": self.before.params,
             "params_after": self.after.params, "top1_before": self.top1_before, "top1_after": self.top1_after,
-            "agreement": self.agreement, "budget": self.budget, "ranker": self.plan.ranker, "widths": self.widths,
-            "keep": self.keep, "note": self.plan.note, "table": str(self), "validation_seen_in_training": self.validation_seen,
+            "agreement": self.agreement, "repair": self.repair and self.repair.to_dict(), "budget": self.budget,
+            "ranker": self.plan.ranker, "widths": self.widths, "keep": self.keep, "note": self.plan.note, "table": str(self),
+            "validation_seen_in_training": self.validation_seen,
             **(searched if self.trials else {}),
         }  # fmt: skip
 
@@ -81,6 +85,8 @@ class Pruned:
             lines.append(f"  top-1 {self.top1_before:.4f} -> {self.top1_after:.4f} on test, {tuned}")
         elif self.agreement is not None:
             lines.append(f"  agrees with the dense network on {self.agreement:.1%} of {self.images:,} test images")
+        if self.repair is not None:
+            lines.append(f"  {self.repair}")
         lines.append(f"  parameters {self.before.params:,} -> {self.after.params:,}")
         return "\n".join(lines)
 
@@ -96,16 +102,14 @@ class _Job:
     say: Say
     costs: Costs | None = None
 
-    def cut(self, checkpoint: Checkpoint, scores: FilterScores, cut: Cut) -> tuple[PruningPlan, nn.Module]:
-        """Cut once, without training; BatchNorm is recalibrated where there are images and nothing was said against it."""
+    def cut(self, checkpoint: Checkpoint, scores: FilterScores, cut: Cut) -> Repaired:
+        """Cut once and repair the cut, without training."""
         o, channels, example = self.options, channels_of(checkpoint), checkpoint.example(2)
         if self.costs is None:
             self.costs = costs_for(cut, checkpoint.model, channels, example, o.clock)
         chosen = plan(checkpoint.model, channels, scores, cut, example, costs=self.costs, timing=o.clock)
         smaller = surgery.apply_plan(checkpoint.model, channels, chosen, example)
-        if self.data is not None and o.recalibrate is not False:
-            smaller = recalibrated(smaller, self.data, seed=o.seed, device=o.device)
-        return chosen, smaller
+        return repair(checkpoint.model, channels, chosen, smaller, self.data, o)
 
     def train(self, model: nn.Module, epochs: int, progress: str | None = None) -> tuple[nn.Module, Training]:
         assert self.data is not None
@@ -149,16 +153,17 @@ def prune(
     if data is not None and options.cut.max_drop is not None:
         seen = checkpoint.validation_seen(data)
     shape = checkpoint.preprocessing.shape
-    after = None
+    after = repaired = None
     if data is not None and measured:
         before = before or decided(checkpoint.model, data, device=options.device)
         after = decided(found.model, data, device=options.device)
+        repaired = figures(before, found.repaired, after, data, options) if found.repaired else None
     return Pruned(
         checkpoint=_written(job, found), plan=found.plan, keep=found.keep, budget=_budget(found.plan, options.cut),
         steps=options.steps, before=count(checkpoint.model, shape), after=count(found.model, shape),
         top1_before=before.top1 if before else None, top1_after=after.top1 if after else None,
         agreement=agreement(before, after) if before and after else None, images=len(after.classes) if after else 0,
-        trials=found.trials, validation_top1_before=found.validation_before,
+        repair=repaired, trials=found.trials, validation_top1_before=found.validation_before,
         validation_top1_after=found.validation_after,
         missed=found.validation_before is not None and found.validation_after is not None
         and not holds_to(options.cut.max_drop or 0.0, found.validation_before, found.validation_after),
@@ -173,6 +178,7 @@ class _Found:
     model: nn.Module
     plan: PruningPlan
     keep: Keep
+    repaired: Repaired | None = None  # of the last step
     training: Training | None = None
     trained: bool = False
     trials: list[Trial] = field(default_factory=list)
@@ -195,6 +201,8 @@ def _written(job: _Job, found: _Found) -> Checkpoint:
     }  # fmt: skip
     if job.options.steps > 1:
         step |= {"steps": job.options.steps, "recover": job.options.recover}
+    if found.repaired is not None and found.repaired.reconstruction is not None:
+        step |= {"reconstructed": found.repaired.reconstruction.images}
     if found.training is not None:
         step |= {"epochs": found.training.epochs, "lr": job.options.training.lr}
     result = job.given.then(found.model, **step)
@@ -217,8 +225,8 @@ def _in_steps(job: _Job, scores: FilterScores) -> _Found:
             current = load(cut_only, model=job.given.name)
             keep = current.history[-1]["keep"]
         else:
-            _, smaller, keep = _step(job, current, scores if number == 0 else None, number, keep)
-            current = job.given.then(smaller, step=f"cut {number + 1} of {o.steps}", keep=keep)
+            cut, keep = _step(job, current, scores if number == 0 else None, number, keep)
+            current = job.given.then(cut.model, step=f"cut {number + 1} of {o.steps}", keep=keep)
             if cut_only:
                 save(current, cut_only)
         if o.recover:
@@ -228,13 +236,11 @@ def _in_steps(job: _Job, scores: FilterScores) -> _Found:
         if recovered and job.place:
             save(current, recovered)
             job.place.at(f"step-{number + 1}.part").unlink(missing_ok=True)
-    chosen, smaller, keep = _step(job, current, scores if o.steps == 1 else None, o.steps - 1, keep)
-    return _Found(model=smaller, plan=chosen, keep=keep, trained=trained)
+    cut, keep = _step(job, current, scores if o.steps == 1 else None, o.steps - 1, keep)
+    return _Found(model=cut.model, plan=cut.plan, keep=keep, repaired=cut, trained=trained)
 
 
-def _step(
-    job: _Job, current: Checkpoint, scores: FilterScores | None, number: int, keep: Keep
-) -> tuple[PruningPlan, nn.Module, Keep]:
+def _step(job: _Job, current: Checkpoint, scores: FilterScores | None, number: int, keep: Keep) -> tuple[Repaired, Keep]:
     """One cut of several; `keep` in and out is in the given network's numbers."""
     o = job.options
     if scores is None:
@@ -245,12 +251,8 @@ def _step(
         reached = reached_by(
             o.cut, dense.model, channels_of(dense), current.model, keep, dense.example(2), o.clock
         )  # fmt: skip
-    chosen, smaller = job.cut(current, scores, o.cut.step(number, o.steps, reached))
-    return (
-        chosen,
-        smaller,
-        {name: [keep[name][i] for i in kept] if name in keep else kept for name, kept in chosen.keep.items()},
-    )
+    cut = job.cut(current, scores, o.cut.step(number, o.steps, reached))
+    return cut, {name: [keep[name][i] for i in kept] if name in keep else kept for name, kept in cut.plan.keep.items()}
 
 
 def _within_drop(job: _Job, scores: FilterScores) -> _Found:
@@ -264,12 +266,12 @@ def _within_drop(job: _Job, scores: FilterScores) -> _Found:
         known = trials.top1(cut.macs)
         if known is not None:
             return known
-        chosen, model = job.cut(job.given, scores, cut)
-        training = None
+        trial = job.cut(job.given, scores, cut)
+        model, training = trial.model, None
         if o.training.epochs:
             model, training = job.train(model, o.training.epochs)
         reached = job.validated(model)
-        trials.keep(cut.macs, reached, chosen, model, training)
+        trials.keep(cut.macs, reached, trial.plan, model, training)
         return reached
 
     taken, rows = within_drop(o.cut, run, before, job.say)

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-IMAGES = 2000  # beyond this the statistics no longer move
-
 
 def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
     """Copy a network, with BatchNorm's mean and variance averaged anew over `batches` ([images, channels, height, width]).

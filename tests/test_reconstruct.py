@@ -1,0 +1,325 @@
+"""Least-squares reconstruction: exact properties, a slow reference, torchvision's families, and what it refuses."""
+
+import copy
+from math import inf
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
+
+from slimrank.compress.channels.tracing import channel_map
+from slimrank.compress.layerwise.few_rows import FewRows
+from slimrank.compress.layerwise.moments import Moments
+from slimrank.compress.layerwise.rows import as_matrix, as_weight, choose_positions, inputs, outputs
+from slimrank.compress.pruning.reconstruct import reconstruct
+from slimrank.compress.pruning.select import uniform
+from slimrank.compress.pruning.surgery import cut
+from slimrank.errors import SlimrankError
+
+from .toy_models import Branching, lively
+
+LAYERS = {
+    "conv": nn.Conv2d(6, 8, 3, padding=1),
+    "stride, dilation": nn.Conv2d(6, 8, (3, 2), stride=2, padding=(2, 1), dilation=(2, 1), bias=False),
+    "grouped": nn.Conv2d(6, 9, 3, groups=3, padding=1),
+    "depthwise": nn.Conv2d(6, 6, 5, groups=6, padding=2),
+    "reflected": nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect"),
+    "conv1d": nn.Conv1d(6, 8, 3, padding=1),
+    "conv3d": nn.Conv3d(6, 8, 2),
+    "linear": nn.Linear(6, 8),
+}
+
+
+def read(layer: nn.Module, images: int = 3) -> Tensor:
+    sides = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}[type(layer)]
+    return torch.randn(images, 6, *[7] * sides, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("drawn", [False, True], ids=["every position", "drawn positions"])
+def test_rows_times_matrix_are_the_layer(layer, drawn):
+    x = read(layer)
+    y = layer(x)
+    positions = choose_positions(y.shape[2:], 3, torch.Generator().manual_seed(0)) if drawn and y.dim() > 2 else None
+    made = inputs(layer, x, y.shape[2:], positions) @ as_matrix(layer, layer.weight)
+    if layer.bias is not None:
+        made = made + layer.bias.view(len(made), 1, -1)
+    torch.testing.assert_close(made, outputs(layer, y, positions), rtol=1e-4, atol=1e-5)
+    assert torch.equal(as_weight(layer, as_matrix(layer, layer.weight)), layer.weight)
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-2, 1.0])
+@pytest.mark.parametrize("mean", ["centred", "raw"])
+@pytest.mark.parametrize("kind", [Moments, FewRows], ids=["moments", "rows"])
+def test_both_ways_solve_the_normal_equations(kind, mean, ridge):
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 40, 7, dtype=torch.float64) + 1, torch.randn(2, 40, 3, dtype=torch.float64) - 1
+    start = torch.randn(2, 7, 3, dtype=torch.float64)
+    sums = kind.around(x, y) if kind is Moments else kind()
+    for rows in (slice(0, 25), slice(25, 40)):
+        sums.add(x[:, rows], y[:, rows])
+    normal = getattr(sums, mean)()
+    if mean == "centred":
+        x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    h, g = x.mT @ x / 40, x.mT @ y / 40
+    scale = h.diagonal(dim1=1, dim2=2).mean(1)
+    system = h + ridge * scale[:, None, None] * torch.eye(7, dtype=torch.float64)
+    solved = normal.solve(start, ridge)
+    torch.testing.assert_close(system @ (solved - start), g - h @ start)
+    torch.testing.assert_close(normal.errors(solved, normal.offset(solved)), ((y - x @ solved) ** 2).mean(1))
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [
+        nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 10, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(10 * 16, 14), nn.ReLU(), nn.Linear(14, 5),
+    ]  # fmt: skip
+    return lively(nn.Sequential(*layers), pictures(32))
+
+
+def pictures(n: int, size: int = 8, seed: int = 5) -> Tensor:
+    """Images whose neighbouring pixels are alike, as a picture's are."""
+    x = torch.randn(n, 3, size + 4, size + 4, generator=torch.Generator().manual_seed(seed))
+    return F.avg_pool2d(x, 5, 1) * 5
+
+
+def batches(images: Tensor, size: int = 20) -> list[tuple[Tensor, Tensor]]:
+    return [(part, torch.full((len(part),), -1)) for part in images.split(size)]
+
+
+def halved(model: nn.Module, size: int = 8, share: float = 0.5, dtype: torch.dtype = torch.float32):
+    channels = channel_map(model, torch.randn(1, 3, size, size, dtype=dtype))
+    gone = channels.removed(uniform(model, channels, share).keep)
+    return channels, gone, cut(model, channels, gone)
+
+
+def logit_error(dense: nn.Module, other: nn.Module, images: Tensor) -> float:
+    with torch.inference_mode():
+        whole = dense.eval()(images)
+        return float((other.eval()(images) - whole).square().mean() / whole.var())
+
+
+def test_nothing_cut_changes_nothing():
+    model = network()
+    channels = channel_map(model, torch.randn(1, 3, 8, 8))
+    found = reconstruct(model, model, channels, channels.removed({}), batches(pictures(40)))
+    assert found.layers == []
+    assert all(torch.equal(a, b) for a, b in zip(found.model.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("layer", "twin"), [(0, 7), (3, 7), (7, 5)], ids=["conv and BatchNorm", "conv, flattened", "hidden linear"]
+)
+def test_a_duplicated_channel_is_cut_for_nothing(layer, twin):
+    model = network().double()
+    with torch.no_grad():
+        for tensor in [*model[layer].parameters(), *(model[1].state_dict().values() if layer == 0 else [])]:
+            if tensor.dim():
+                tensor[2] = tensor[twin]
+    channels = channel_map(model, torch.randn(1, 3, 8, 8, dtype=torch.float64))
+    gone = channels.removed({str(layer): [i for i in range(model[layer].weight.shape[0]) if i != 2]})
+    smaller = cut(model, channels, gone)
+    images = pictures(400).double()
+    repaired = reconstruct(model, smaller, channels, gone, batches(images)).model
+    fresh = pictures(50, seed=6).double()
+    assert logit_error(model, smaller, fresh) > 1e-3
+    assert logit_error(model, repaired, fresh) < 1e-12
+
+
+def test_a_linear_network_is_repaired_to_the_best_fit_of_what_is_left():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.Linear(20, 6)).double()
+    images = torch.randn(600, 3, 4, 4, dtype=torch.float64)
+    channels = channel_map(model, images[:1])
+    gone = channels.removed({"1": list(range(11))})
+    found = reconstruct(model, cut(model, channels, gone), channels, gone, batches(images, 100))
+    with torch.inference_mode():
+        hidden = model[1](images.flatten(1))[:, :11]
+        ones = torch.ones(600, 1, dtype=torch.float64)
+        best = torch.linalg.lstsq(torch.cat([hidden, ones], 1), model(images)).solution
+    ridge = found.layers[0].ridge
+    torch.testing.assert_close(found.model[2].weight, best[:-1].T, rtol=0, atol=20 * ridge)
+    torch.testing.assert_close(found.model[2].bias, best[-1], rtol=0, atol=20 * ridge)
+
+
+def by_hooks(dense: nn.Module, smaller: nn.Module, channels, gone: Tensor, images: Tensor, found) -> nn.Module:
+    """Slow reference: both networks run whole for every layer, im2col by F.unfold, at the ridges that were chosen."""
+    model = copy.deepcopy(smaller).eval()
+    names = list(dict(model.named_modules()))
+    for fit in found.layers:
+        layer = model.get_submodule(fit.layer)
+        seen: dict[str, Tensor] = {}
+        hooks = [
+            layer.register_forward_hook(lambda _m, x, _y, seen=seen: seen.update(x=x[0])),
+            dense.get_submodule(fit.layer).register_forward_hook(lambda _m, _x, y, seen=seen: seen.update(y=y)),
+        ]
+        with torch.no_grad():
+            model(images), dense(images)
+        for hook in hooks:
+            hook.remove()
+        x, y = seen["x"].double(), seen["y"].double()
+        kept = [i for i, u in enumerate(channels.writes[fit.layer].tolist()) if not gone[u]]
+        if isinstance(layer, nn.Conv2d):
+            x = F.unfold(x, layer.kernel_size, padding=layer.padding, stride=layer.stride).movedim(1, -1).flatten(0, 1)
+            y = y.movedim(1, -1).flatten(0, -2)
+        y = y[:, kept]
+        w = layer.weight.detach().double().flatten(1).T
+        centred_x, centred_y = x - x.mean(0), y - y.mean(0)
+        h, g = centred_x.T @ centred_x / len(x), centred_x.T @ centred_y / len(x)
+        if fit.ridge is not None and fit.ridge != inf:
+            w = w + torch.linalg.solve(h + fit.ridge * h.diagonal().mean() * torch.eye(len(h)), g - h @ w)
+        if fit.ridge is not None:
+            layer.weight.data = w.T.reshape(layer.weight.shape).float()
+            offset = (y.mean(0) - x.mean(0) @ w).float()
+            if layer.bias is not None:
+                layer.bias.data = offset
+            else:
+                model.get_submodule(names[names.index(fit.layer) + 1]).running_mean -= offset
+    return model
+
+
+def test_reconstruction_is_the_slow_reference():
+    model, images = network(), pictures(300)
+    channels, gone, smaller = halved(model)
+    found = reconstruct(model, smaller, channels, gone, batches(images))
+    assert [fit.layer for fit in found.layers] == ["3", "7", "9"]
+    slow = by_hooks(model, smaller, channels, gone, images, found).state_dict()
+    for name, tensor in found.model.state_dict().items():
+        torch.testing.assert_close(tensor, slow[name], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("memory", [0, 2**20, 2**31])
+def test_what_does_not_fit_the_memory_lies_in_files(memory, monkeypatch):
+    monkeypatch.setattr("slimrank.compress.pruning.reconstruct._Walk._choose", lambda *_: False)
+    model = network()
+    channels, gone, smaller = halved(model)
+    found = reconstruct(model, smaller, channels, gone, batches(pictures(60)), memory=memory)
+    usual = reconstruct(model, smaller, channels, gone, batches(pictures(60)))
+    assert found.layers == usual.layers
+    assert torch.equal(found.model[9].weight, usual.model[9].weight)
+
+
+class Residual(nn.Module):
+    """Blocks whose sums are narrowed as a whole; the shortcut of the second is a conv that runs last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.first, self.second = (
+            nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(5)) for _ in range(2)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(5))
+        self.short = nn.Conv2d(16, 16, 1)
+        self.classifier = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for number, (first, second, norm) in enumerate(zip(self.first, self.second, self.norms, strict=True)):
+            y = norm(second(F.relu(first(x))))
+            x = F.relu(y + (self.short(x) if number == 1 else x))
+        return self.classifier(x.mean((2, 3)))
+
+
+def test_a_residual_sum_is_asked_of_the_last_layer_before_it(monkeypatch):
+    torch.manual_seed(0)
+    model = lively(Residual(), pictures(32))
+    channels, gone, smaller = halved(model)
+    images, fresh = batches(pictures(300)), pictures(100, seed=9)
+    found = reconstruct(model, smaller, channels, gone, images)
+    monkeypatch.setattr("slimrank.compress.pruning.reconstruct.Residual.at", lambda *_: None)
+    without = reconstruct(model, smaller, channels, gone, images)
+    assert logit_error(model, found.model, fresh) < logit_error(model, without.model, fresh)
+    assert logit_error(model, without.model, fresh) < logit_error(model, smaller, fresh)
+
+
+FAMILIES = {
+    "resnet18": 64, "alexnet": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "efficientnet_b0": 64, "regnet_x_400mf": 64,
+    "shufflenet_v2_x0_5": 64, "squeezenet1_1": 64, "googlenet": 64, "mnasnet0_5": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_layer_gets_worse_and_the_logits_get_better(name):
+    torch.manual_seed(0)
+    size = FAMILIES[name]
+    extra = {"init_weights": False} if name == "googlenet" else {}
+    model = lively(models.get_model(name, num_classes=10, **extra), pictures(16, size)).eval()
+    channels, gone, smaller = halved(model, size, 0.7)
+    found = reconstruct(model, smaller, channels, gone, batches(pictures(40, size), 20))
+    assert found.layers
+    assert all(fit.after <= fit.before for fit in found.layers)
+    fresh = pictures(16, size, seed=7)
+    assert logit_error(model, found.model, fresh) < logit_error(model, smaller, fresh)
+
+
+def test_images_that_are_all_alike_leave_the_network_as_it_is_or_better():
+    model = network()
+    channels, gone, smaller = halved(model)
+    same = torch.zeros(20, 3, 8, 8)
+    found = reconstruct(model, smaller, channels, gone, batches(same))
+    assert all(torch.isfinite(tensor).all() for tensor in found.model.state_dict().values())
+    assert logit_error(model, found.model, pictures(20)) < 2 * logit_error(model, smaller, pictures(20))
+
+
+def test_fewer_positions_than_inputs_are_said():
+    model = network()
+    channels, gone, smaller = halved(model)
+    found = reconstruct(model, smaller, channels, gone, batches(pictures(6)))
+    assert "layers have more inputs than these images have positions" in found.note
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(F.relu(self.again(F.relu(self.again(F.relu(self.stem(x)))))).mean((2, 3)))
+
+
+def test_a_layer_that_is_called_twice_is_left_and_named():
+    torch.manual_seed(0)
+    model = Twice()
+    channels, gone, smaller = halved(model)
+    found = reconstruct(model, smaller, channels, gone, batches(pictures(60)))
+    assert found.left == {"again": "it is called twice"}
+    assert torch.equal(found.model.again.weight, smaller.again.weight)
+    assert [fit.layer for fit in found.layers] == ["classifier"]
+
+
+def test_activations_that_are_not_finite_are_named_by_layer():
+    model = network()
+    channels, gone, smaller = halved(model)
+    images = pictures(40)
+    images[3, 0, 0, 0] = torch.inf
+    with pytest.raises(SlimrankError, match="`reconstruct`: 3 meets NaN or infinite activations"):
+        reconstruct(model, smaller, channels, gone, batches(images))
+
+
+def test_too_little_memory_for_a_gram_matrix_says_the_least():
+    model = network()
+    channels, gone, smaller = halved(model)
+    with pytest.raises(SlimrankError, match=r"`memory` 1,000 bytes cannot hold the Gram matrix of 3, .* at least") as error:
+        reconstruct(model, smaller, channels, gone, batches(pictures(40)), memory=1000)
+    least = int(str(error.value).split("at least ")[1].split(", or")[0].replace(",", ""))
+    assert reconstruct(model, smaller, channels, gone, batches(pictures(40)), memory=least).layers
+    with pytest.raises(SlimrankError, match="Gram matrix"):
+        reconstruct(model, smaller, channels, gone, batches(pictures(40)), memory=least - 1)
+
+
+def test_one_image_is_too_few():
+    model = network()
+    channels, gone, smaller = halved(model)
+    with pytest.raises(SlimrankError, match="needs 2 images at least"):
+        reconstruct(model, smaller, channels, gone, batches(pictures(1)))
+
+
+def test_a_forward_that_cannot_be_followed_is_refused():
+    model = Branching()
+    channels, gone, smaller = halved(model, share=0.8)
+    with pytest.raises(SlimrankError, match=r"torch\.fx cannot follow"):
+        reconstruct(model, smaller, channels, gone, batches(pictures(20)))
