@@ -256,7 +256,7 @@ def _prune(run: Run) -> PruneRow:
         budget=cut.budget, scope=cut.plan.scope, keep=cut.keep, widths=cut.widths, steps=cut.steps,
         trials=[[trial.macs, trial.top1] for trial in cut.trials], validation_top1_before=cut.validation_top1_before,
         macs_before=cut.before.macs, macs_after=cut.after.macs, top1=cut.top1_after, agreement=cut.agreement,
-        note=cut.plan.note, repair=cut.repair and cut.repair.to_dict(),
+        note=cut.plan.note, repair=None if cut.repair is None else cut.repair.to_dict(),
         training=None if cut.training is None else cut.training.to_dict(),
         says=f"{kept}{measured}{note}{missed}",
     )  # fmt: skip

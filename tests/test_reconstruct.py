@@ -181,6 +181,15 @@ def by_hooks(dense: nn.Module, smaller: nn.Module, channels, gone: Tensor, image
     return model
 
 
+def test_a_repaired_network_can_be_trained():
+    model = network()
+    channels, gone, smaller = halved(model)
+    repaired = reconstruct(model, smaller, channels, gone, batches(pictures(40))).model
+    repaired.train()(pictures(8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in repaired.parameters())
+    assert all(parameter.grad is None for parameter in (*model.parameters(), *smaller.parameters()))
+
+
 def test_reconstruction_is_the_slow_reference():
     model, images = network(), pictures(300)
     channels, gone, smaller = halved(model)

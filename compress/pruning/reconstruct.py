@@ -100,7 +100,7 @@ def reconstruct(
     walk = _Walk.start(dense, smaller, channels, gone, batches, memory, seed, device)
     with torch.inference_mode():
         fits = [walk.refit(name) for name in tqdm(walk.moved, desc="reconstruct", leave=False, disable=None)]
-        repaired = _with_tensors(smaller, walk.cut.program.graph)
+    repaired = _with_tensors(smaller, walk.cut.program.graph)
     return Reconstruction(
         model=repaired, layers=fits, left=_left(walk.cut.program, channels), images=sum(walk.chunks),
         seconds=time.perf_counter() - start,
@@ -111,9 +111,10 @@ def _with_tensors(model: nn.Module, graph: nn.Module) -> nn.Module:
     """Copy a network with the tensors that a traced copy of it has by the same names."""
     made = copy.deepcopy(model)
     new = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
-    for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
-        if name in new:
-            tensor.copy_(new[name])
+    with torch.no_grad():
+        for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+            if name in new:
+                tensor.copy_(new[name])
     return made
 
 
