@@ -115,7 +115,6 @@ def compare_ranks(args: argparse.Namespace) -> Result:
 
 def sensitivity(args: argparse.Namespace) -> Result:
     """accuracy of every layer against its own ratio, before fine-tuning; a scores file for --scope global, and a figure"""
-    from slimrank.compress.rankers import DEFAULT
     from slimrank.compress.rankers.sensitivity import sensitivity_table
     from slimrank.compress.stages.rank import measured_sensitivity
     from slimrank.evaluate.pages.plots import curves
@@ -127,10 +126,10 @@ def sensitivity(args: argparse.Namespace) -> Result:
     checkpoint, data = given(args)
     layers = None if args.layer is None else list(args.layer)
     scores = measured_sensitivity(
-        checkpoint, data, ranker=args.ranker or DEFAULT, layers=layers, seed=args.seed, device=args.device
+        checkpoint, data, ranker=args.ranker, error=args.error, layers=layers, seed=args.seed, device=args.device
     )
     scores.save(args.out)
-    write_text(chart, curves(scores.sensitivity or {}))
+    write_text(chart, curves(scores.error or {}, "error") if args.error else curves(scores.sensitivity or {}, "top-1"))
     return {
         **scores.to_dict(),
         "out": str(args.out),

@@ -59,6 +59,7 @@ FAILS = [
     ("prune dense.safetensors --macs 0.5 --data digits --calibration-images 1 -o out.safetensors", "at least 2 images"),
     ("prune dense.safetensors --macs 0.5 --data digits --memory 5000 -o out.safetensors", "cannot hold the Gram matrix of"),
     ("sensitivity dense.safetensors --data digits --ranker l2 -o s.json", "no ranker 'l2'"),
+    ("sensitivity dense.safetensors --data digits --error --ranker l1 -o s.json", "leave --ranker out"),
     ("compress dense.safetensors --data digits --steps 0 -o c", "--steps"),
     ("compress dense.safetensors --steps 2 -o c", "need images"),
     ("compress dense.safetensors --data digits --steps 2 --max-drop 0.1 -o c", "one-shot"),

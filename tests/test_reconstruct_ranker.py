@@ -76,7 +76,7 @@ def test_the_order_is_that_of_fitting_anew(layer, digits):
     problem = refitted(digits.model, reader, digits.x, units, RIDGE, mean=True)
     order, errors = greedy_by_refitting([problem], group.units)
     assert found.order(layer)[:-1] == order
-    curve = found.extra["curve"][layer]
+    curve = found.error[layer]
     assert [n for _, n, _ in curve] == list(range(group.units))
     assert [share for share, _, _ in curve] == [n / group.units for n in range(group.units)]
     assert [error for _, _, error in curve] == pytest.approx([0.0, *errors], rel=1e-4)
@@ -110,7 +110,7 @@ def test_what_several_layers_read_costs_the_sum_of_them():
     problems = [refitted(model, name, x, channels.reads[name], RIDGE, mean) for name, mean in means.items()]
     order, errors = greedy_by_refitting(problems, 6)
     assert found.order("stem")[:-1] == order
-    assert [error for _, _, error in found.extra["curve"]["stem"]][1:] == pytest.approx(errors, rel=1e-4)
+    assert [error for _, _, error in found.error["stem"]][1:] == pytest.approx(errors, rel=1e-4)
 
 
 def test_a_duplicated_filter_is_worth_next_to_nothing(digits):
@@ -138,7 +138,7 @@ def test_every_kind_of_network_is_ranked_and_no_curve_falls(name, size):
     channels, found = rank(model, x)
     assert list(found.scores) == channels.chosen(None)
     assert found.comparable
-    for layer, curve in found.extra["curve"].items():
+    for layer, curve in found.error.items():
         errors = torch.tensor([error for _, _, error in curve])
         assert bool(torch.isfinite(errors).all())
         assert bool((errors.diff() >= 0).all())
@@ -187,7 +187,7 @@ def test_a_layer_too_large_for_the_memory_holds_places_of_the_kernel_uncorrelate
     whole = RANKERS["reconstruct"](digits.model, digits.channels, digits.batches, layers=["conv1"])
     assert found.scores != whole.scores
     assert sorted(found.order("conv1")) == list(range(6))
-    assert sum(found.extra["curve"]["conv1"][-1]) > sum(whole.extra["curve"]["conv1"][-1])
+    assert sum(found.error["conv1"][-1]) > sum(whole.error["conv1"][-1])
 
 
 def test_too_little_memory_is_refused_with_the_least_that_does(digits):

@@ -255,3 +255,12 @@ def test_with_labels_agreement_stands_beside_top1(trained, tmp_path, capsys):
     assert found["top1_after"] is not None
     assert 0 < found["agreement"] <= 1
     assert "agrees with" not in found["table"]
+
+
+def test_sensitivity_draws_the_error_without_labels(trained, digits, tmp_path):
+    out = tmp_path / "s.json"
+    assert main(["sensitivity", str(trained), "--error", "--data", f"images:{digits}", "-o", str(out)]) == 0
+    scores = json.loads(out.read_text())
+    assert set(scores["error"]) == {"conv1", "conv2", "fc1", "fc2"}
+    assert scores["ranker"] == "reconstruct"
+    assert "error" in out.with_suffix(".svg").read_text()

@@ -40,7 +40,7 @@ def rank(
 ) -> FilterScores:
     """Score of a unit: the error that its removal adds, never less than that of one removed earlier; `ties`: the order.
 
-    `batches`: images; their labels are not read. `curve[group]`: [share removed, units removed, error] after each removal.
+    `batches`: images; their labels are not read. `error[group]`: [share removed, units removed, error] after each removal.
     The last unit, and those that must stay, score what losing them as well would add. Raises SlimrankError for what
     layerwise/survey.py refuses.
     """
@@ -61,7 +61,7 @@ def rank(
     return FilterScores(
         ranker="reconstruct", scores={name: scores[name] for name in names}, estimated=True,
         seconds=time.perf_counter() - start, images=images, seed=seed, ties=ties, comparable=True,
-        extra={"curve": {name: curves[name] for name in names}},
+        error={name: curves[name] for name in names},
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from ...errors import SlimrankError
 from ...files import read_json, write_json
 from ..channels.groups import ChannelMap
 
-Curve = list[list[float]]  # [share removed, units removed, top-1] for each point
+Curve = list[list[float]]  # [share removed, units removed, top-1 or error] for each point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,9 @@ class FilterScores:
     scores are exact on the images given; `evaluations` counts network evaluations, each over all images.
 
     `car_by_class[layer][unit][class]`: CAR on the images of one class, None where it has none (rankers/car.py).
-    `sensitivity[layer]`: rankers/sensitivity.py. `extra`: further figures of one ranker, for people; JSON holds them beside
-    the rest. `notes`, `car_by_class` and `sensitivity` are left out of JSON where they are None.
+    `sensitivity[layer]`: rankers/sensitivity.py. `error[layer]`: rankers/reconstruct.py. `extra`: further figures of one
+    ranker, for people; JSON holds them beside the rest. `notes`, `car_by_class`, `sensitivity` and `error` are left out of
+    JSON where they are None.
     """
 
     ranker: str
@@ -40,6 +41,7 @@ class FilterScores:
     comparable: bool = False
     car_by_class: dict[str, list[list[float | None]]] | None = None
     sensitivity: dict[str, Curve] | None = None
+    error: dict[str, Curve] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[str] | None = None
 
@@ -50,7 +52,7 @@ class FilterScores:
     def to_dict(self) -> dict[str, Any]:
         fields = asdict(self)
         extra, notes = fields.pop("extra"), fields.pop("notes")
-        for optional in ("car_by_class", "sensitivity"):
+        for optional in ("car_by_class", "sensitivity", "error"):
             if fields[optional] is None:
                 del fields[optional]
         return {**fields, **extra, **({} if notes is None else {"notes": notes})}

@@ -81,12 +81,14 @@ def _lost(counts: list[int], tops: list[float]) -> list[float]:
 
 
 def sensitivity_table(scores: FilterScores) -> str:
-    """Format the top-1 of each layer at each share removed. `scores`: of `sensitivity`."""
-    rows = [f"{scores.ranker}: top-1 on {scores.images:,} validation images, {scores.seconds:.1f} s; share of filters removed:"]
+    """Format each layer's top-1, or the error, at each share removed. `scores`: of `sensitivity` or ranker reconstruct."""
+    what = "error" if scores.error is not None else "top-1"
+    split = "training" if scores.error is not None else "validation"
+    rows = [f"{scores.ranker}: {what} on {scores.images:,} {split} images, {scores.seconds:.1f} s; share of filters removed:"]
     rows.append(f"  {'layer':32} filters   none  " + "  ".join(f"{share:6.1%}" for share in CUT_SHARES))
-    for name, points in (scores.sensitivity or {}).items():
+    for name, points in (scores.error or scores.sensitivity or {}).items():
         shown = [round(share * len(scores.scores[name])) for share in CUT_SHARES]
-        tops = {int(n): top for _, n, top in points}
-        cells = "  ".join(f"{tops[n]:6.4f}" if n in tops else "     -" for n in shown)
-        rows.append(f"  {name:32} {len(scores.scores[name]):7} {tops[0]:6.4f}  {cells}")
+        figures = {int(n): figure for _, n, figure in points}
+        cells = "  ".join(f"{figures[n]:6.4f}" if n in figures else "     -" for n in shown)
+        rows.append(f"  {name:32} {len(scores.scores[name]):7} {figures[0]:6.4f}  {cells}")
     return "\n".join(rows + [f"  note: {note}" for note in scores.notes or []])

@@ -105,6 +105,7 @@ class RankOptions:
 @dataclass(frozen=True, kw_only=True)
 class SensitivityOptions:
     ranker: str | None = option(None, f"whose order filters go in (default {DEFAULT}); {NAMES}")
+    error: bool = option(False, "the error that is left after repair, in the order of ranker reconstruct; needs no labels")
     layer: tuple[str, ...] | None = option(None, "only this layer's group (repeatable)", repeat=True)
 
 

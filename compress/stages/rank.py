@@ -6,6 +6,7 @@ from typing import Any
 
 from ...errors import SlimrankError
 from ...evaluate.data import Data, Images
+from ...evaluate.dataspec import needs_labels
 from ..channels import channels_of
 from ..network.checkpoint import Checkpoint
 from ..network.device import on
@@ -53,14 +54,25 @@ def measured_sensitivity(
     checkpoint: Checkpoint,
     data: Data,
     *,
-    ranker: str = DEFAULT,
+    ranker: str | None = None,
+    error: bool = False,
     layers: list[str] | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> FilterScores:
-    """Measure the accuracy of each layer against its own ratio, on validation images; `ranker` says who goes first."""
-    classes = len(data.classes_for("sensitivity"))
-    ranked = rank(checkpoint, ranker, data, seed=seed, device=device)
+    """Measure the accuracy of each layer against its own ratio, on validation images; `ranker` says who goes first.
+
+    `error`: instead, without labels, the error that is left after the best repair, on training images, in the order of ranker
+    reconstruct; what comes back is its scores file. Raises SlimrankError for `error` with another ranker.
+    """
+    if error:
+        if ranker not in (None, "reconstruct"):
+            raise SlimrankError(f"`error` goes in the order of ranker reconstruct, not of {ranker}; leave `ranker` out")
+        return rank(checkpoint, "reconstruct", data, layers=layers, seed=seed, device=device)
+    if data.classes is None:
+        raise needs_labels("sensitivity", "add `error`, which reads none, or give data with classes")
+    classes = len(data.classes)
+    ranked = rank(checkpoint, ranker or DEFAULT, data, seed=seed, device=device)
     images = _enough(data, RANKERS["car"], "validation", seed)
     channels = channels_of(checkpoint)
     with on(device, checkpoint.model):

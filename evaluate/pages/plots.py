@@ -75,8 +75,11 @@ def widths(before: dict[str, int], after: dict[str, int]) -> str:
     return _svg(figure)
 
 
-def curves(points: dict[str, list[list[float]]], columns: int = 4) -> str:
-    """Draw accuracy against the share of a layer's filters removed, a chart a layer; `points[layer]`: [share, _, top-1]."""
+def curves(points: dict[str, list[list[float]]], what: str, columns: int = 4) -> str:
+    """Draw a quantity (`what`) against the share of a layer's filters removed, a chart a layer.
+
+    `points[layer]`: [share, _, quantity]; curves of few points show them.
+    """
     columns = min(columns, max(1, len(points)))
     rows = math.ceil(len(points) / columns)
     figure = _figure(2.6 * columns, 1.6 * rows)
@@ -84,7 +87,8 @@ def curves(points: dict[str, list[list[float]]], columns: int = 4) -> str:
     for i, (layer, values) in enumerate(points.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.axhline(values[0][2], color="#9aa7b4", linewidth=0.7, linestyle=":")
-        axes.plot([p[0] for p in values], [p[2] for p in values], color=STRONG, marker="o", markersize=2.5, linewidth=1.2)
+        marker = "o" if len(values) < 20 else ""
+        axes.plot([p[0] for p in values], [p[2] for p in values], color=STRONG, marker=marker, markersize=2.5, linewidth=1.2)
         axes.set_title(layer, fontsize=7, loc="left")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.08 * max(top, 1e-9))
@@ -92,7 +96,7 @@ def curves(points: dict[str, list[list[float]]], columns: int = 4) -> str:
         axes.locator_params(nbins=4)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("share of the layer's filters removed", fontsize=7)
-    figure.supylabel("top-1", fontsize=7)
+    figure.supylabel(what, fontsize=7)
     return _svg(figure)
 
 
