@@ -157,8 +157,11 @@ def orthogonal_pursuit(x, w, k: int) -> list[int]:
     return sorted(chosen)
 
 
-def refitted(model: nn.Module, layer: str, images: torch.Tensor, units: torch.Tensor, ridge: float, mean: bool):
-    """One layer's least squares, by unfolding all it reads: moments with ridge, weight, the unit of each column, variance."""
+def refitted(model: nn.Module, layer: str, images: torch.Tensor, units: torch.Tensor, ridge: float, mean: bool, scale=1.0):
+    """One layer's least squares, by unfolding all it reads: moments with ridge, weight, the unit of each column, variance.
+
+    `scale` [filters]: of the outputs.
+    """
     module = model.get_submodule(layer)
     with torch.no_grad():
         read = []
@@ -170,7 +173,7 @@ def refitted(model: nn.Module, layer: str, images: torch.Tensor, units: torch.Te
             columns = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
             x = columns.movedim(1, 2).flatten(0, 1)
             units = units.repeat_interleave(module.weight[0, 0].numel())
-        x, weight = x.double(), module.weight.detach().flatten(1).T.double()
+        x, weight = x.double(), module.weight.detach().flatten(1).T.double() * scale
         centred = x - x.mean(0)
         variance = float((centred @ weight).square().mean(0).sum())
         moments = (centred.T @ centred if mean else x.T @ x) / len(x)

@@ -10,8 +10,9 @@ from torch import nn
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.layerwise import elimination
 from slimrank.compress.layerwise.elimination import Elimination, eliminate, ridge_inverse
+from slimrank.compress.layerwise.influence import influence
 from slimrank.compress.network import zoo
-from slimrank.compress.rankers import RANKERS
+from slimrank.compress.rankers import RANKERS, reconstruct
 from slimrank.compress.rankers.reconstruct import RIDGE
 from slimrank.errors import SlimrankError
 
@@ -28,6 +29,12 @@ def digits() -> Digits:
 def rank(model: nn.Module, x: torch.Tensor, **words):
     channels = channel_map(model, x[:1])
     return channels, RANKERS["reconstruct"](model, channels, [(x, torch.zeros(len(x)))], classes=10, **words)
+
+
+@pytest.fixture
+def alike(monkeypatch):
+    """Every layer counts alike."""
+    monkeypatch.setattr(reconstruct, "influence", lambda _model, names, *_: dict.fromkeys(names, 1.0))
 
 
 # -- the elimination itself ----------------------------------------------------------------------------------------------
@@ -68,7 +75,7 @@ def test_a_duplicated_column_costs_nothing_and_goes_first():
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "fc1", "fc2"])
-def test_the_order_is_that_of_fitting_anew(layer, digits):
+def test_the_order_is_that_of_fitting_anew(layer, digits, alike):
     group = digits.channels.group(layer)
     found = RANKERS["reconstruct"](digits.model, digits.channels, digits.batches, layers=[layer])
     (reader,) = digits.channels.readers(group)
@@ -100,14 +107,18 @@ class Stream(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
-def test_what_several_layers_read_costs_the_sum_of_them():
+def test_what_several_layers_read_costs_the_sum_of_them(alike):
     torch.manual_seed(0)
     model = lively(Stream())
     x = torch.randn(40, 3, 6, 6, dtype=torch.float64)
     channels, found = rank(model, x)
     assert list(found.scores) == ["stem"]
     means = {"a": True, "b": False, "classifier": True}
-    problems = [refitted(model, name, x, channels.reads[name], RIDGE, mean) for name, mean in means.items()]
+    scale = model.norm.weight.detach() / (model.norm.running_var + model.norm.eps).sqrt()
+    problems = [
+        refitted(model, name, x, channels.reads[name], RIDGE, mean, scale if name == "a" else 1.0)
+        for name, mean in means.items()
+    ]
     order, errors = greedy_by_refitting(problems, 6)
     assert found.order("stem")[:-1] == order
     assert [error for _, _, error in found.error["stem"]][1:] == pytest.approx(errors, rel=1e-4)
@@ -159,13 +170,35 @@ class Twice(nn.Module):
         return self.classifier(F.relu(self.again(x)).mean((2, 3)))
 
 
-def test_a_layer_that_is_called_twice_counts_both_calls_and_nothing_need_be_traced():
+def test_a_layer_that_is_called_twice_counts_both_calls_and_nothing_need_be_traced(alike):
     torch.manual_seed(0)
     model, x = Twice().double(), torch.randn(30, 3, 6, 6, dtype=torch.float64)
     channels, found = rank(model, x)
     units = channels.reads["again"]
     problems = [refitted(model, name, x, units, RIDGE, mean=True) for name in ("again", "classifier")]
     assert found.order("stem")[:-1] == greedy_by_refitting(problems, 8)[0]
+
+
+def test_a_layer_counts_by_what_its_errors_do_to_the_logits():
+    torch.manual_seed(0)
+    model = lively(Stream())
+    with torch.no_grad():
+        model.b.weight.zero_()
+        model.norm.weight.mul_(1e-3)
+    x = torch.randn(200, 3, 6, 6, dtype=torch.float64)
+    found = influence(model, ["stem", "a", "b", "classifier"], x, seed=0)
+    assert found["classifier"] == pytest.approx(1, rel=0.1)
+    assert found["b"] == 0  # it writes nothing, and a share of nothing is nothing
+    assert found["a"] < 1e-3 < found["stem"]
+
+
+def test_the_influence_multiplies_a_layers_costs(digits, monkeypatch):
+    scores = []
+    for weight in (1.0, 2.5):
+        monkeypatch.setattr(reconstruct, "influence", lambda _model, names, *_, w=weight: dict.fromkeys(names, w))
+        found = RANKERS["reconstruct"](digits.model, digits.channels, digits.batches, layers=["conv2"])
+        scores.append(torch.tensor(found.scores["conv2"], dtype=torch.float64))
+    torch.testing.assert_close(scores[1], 2.5 * scores[0])
 
 
 # -- memory, and what is refused -----------------------------------------------------------------------------------------

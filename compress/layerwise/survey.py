@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ..network.resize import CONVS
 from .moments import Moments
-from .rows import as_matrix, choose_positions, inputs
+from .rows import Layer, as_matrix, choose_positions, inputs
 
 CHUNK = 64  # images that run together
 ROWS, ROWS_PER_COLUMN = 20_000, 4  # rows that are sampled of a layer's inputs, the larger of the two
@@ -26,12 +26,16 @@ class Read:
 
     Of a conv or linear layer there is one part, unless the moments of all columns together are too large: then each kernel
     offset, or each place of a flattened map, is a part of its own and held to be uncorrelated with the others. Of any other
-    module each channel is one. `mean`: whether the layer can take up a mean, in its bias or in a BatchNorm right behind it.
+    module each channel is one.
+
+    `mean`: whether the layer can take up a mean, in its bias or in a BatchNorm right behind it; `scale` [filters]: of that
+    BatchNorm.
     """
 
     layer: nn.Module
     columns: Tensor
     mean: bool
+    scale: Tensor | None = None
     moments: Moments | None = None
 
     def add(self, x: Tensor, shape: torch.Size, rows: float, generator: torch.Generator) -> None:
@@ -40,8 +44,10 @@ class Read:
         positions = choose_positions(shape, max(1, round(rows)), generator) if conv else None
         row_bytes = 4 * self.columns.numel() * (len(positions[0]) if positions else prod(shape))
         for part in x.split(max(1, BLOCK_BYTES // max(1, row_bytes))):
-            weighs = isinstance(self.layer, (*CONVS, nn.Linear))
-            every = inputs(self.layer, part, shape, positions)[0] if weighs else part.movedim(1, -1).flatten(0, -2)
+            if isinstance(self.layer, Layer):
+                every = inputs(self.layer, part, shape, positions)[0]
+            else:
+                every = part.movedim(1, -1).flatten(0, -2)
             read = every[:, self.columns.to(x.device)].movedim(1, 0)
             if self.moments is None:
                 self.moments = Moments.around(read, read[..., :0])
@@ -63,8 +69,10 @@ class Read:
         return self.columns % self.layer.in_channels if isinstance(self.layer, CONVS) else self.columns
 
     def matrix(self) -> Tensor:
-        """The weight, float64 [parts, columns of a part, filters]."""
-        return as_matrix(self.layer, self.layer.get_parameter("weight").detach()).cpu().double()[0][self.columns]
+        """The weight, scaled as by the BatchNorm behind it, float64 [parts, columns of a part, filters]."""
+        assert isinstance(self.layer, Layer)
+        matrix = as_matrix(self.layer, self.layer.get_parameter("weight").detach())[0].cpu().double()
+        return (matrix if self.scale is None else matrix * self.scale)[self.columns]
 
 
 def survey(
@@ -79,7 +87,7 @@ def survey(
     reads = {}
     for name, units in names.items():
         layer = model.get_submodule(name)
-        if isinstance(layer, (*CONVS, nn.Linear)):
+        if isinstance(layer, Layer):
             reads[name] = Read(layer, _parts(name, layer, units, memory), layer.bias is not None)
         else:
             reads[name] = Read(layer, torch.arange(len(units))[:, None], True)
@@ -150,9 +158,10 @@ def _watched(model: nn.Module, reads: dict[str, Read], images: int, generator: t
         read.add(x, shape, max(ROWS, ROWS_PER_COLUMN * read.columns.shape[1]) / images, generator)
         latest[:] = [(read, out)]
 
-    def norm(inputs: tuple[Tensor, ...]) -> None:
+    def norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         for read, out in latest:
-            read.mean |= inputs[0] is out
+            if inputs[0] is out:
+                read.mean, read.scale = True, _scale(module)
 
     with ExitStack() as stack:
         for read in reads.values():
@@ -160,5 +169,13 @@ def _watched(model: nn.Module, reads: dict[str, Read], images: int, generator: t
             stack.callback(hook.remove)
         for module in model.modules():
             if isinstance(module, BATCHNORM) and module.running_mean is not None:
-                stack.callback(module.register_forward_pre_hook(lambda _m, args: norm(args)).remove)
+                stack.callback(module.register_forward_pre_hook(norm).remove)
         yield
+
+
+def _scale(norm: nn.Module) -> Tensor:
+    """What a BatchNorm multiplies each channel by, float64."""
+    assert isinstance(norm, BATCHNORM)
+    assert norm.running_var is not None
+    root = (norm.running_var.detach().cpu().double() + norm.eps).sqrt()
+    return 1 / root if norm.weight is None else norm.weight.detach().cpu().double() / root

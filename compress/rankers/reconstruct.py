@@ -2,8 +2,9 @@
 
 Each layer that reads a group's units is a least-squares problem: its own outputs from what it reads in the whole network.
 Losing a unit costs the squared error that is left once the other inputs have made up for it as well as they can
-(layerwise/elimination.py), in shares of the variance of the layer's outputs. A unit's cost is summed over the layers that read
-it. The unit that costs least goes, the others are weighed anew, and so on to the last: the whole curve error(width) of a group.
+(layerwise/elimination.py), in shares of the variance of the layer's outputs, times how far an error there moves the logits
+(layerwise/influence.py). A unit's cost is summed over the layers that read it: a share of the logits' variance. The unit that
+costs least goes, the others are weighed anew, and so on to the last: the whole curve error(width) of a group.
 
 A conv of groups (depthwise ones too) loses its filters with what they read, and has nothing to repair: those that read these
 filters carry the cost. A layer that computes no weighted sum (a shortcut that pads) passes a unit's share of the variance on.
@@ -20,12 +21,15 @@ from tqdm import tqdm
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap, Group
 from ..layerwise.elimination import Elimination, Reader, Unrepaired, eliminate, ridge_inverse
+from ..layerwise.influence import influence
+from ..layerwise.rows import Layer
 from ..layerwise.survey import Read, survey
 from ..network.resize import CONVS
 from . import ReconstructOptions
 from .scores import Curve, FilterScores
 
 RIDGE = 1e-2
+INFLUENCE_IMAGES = 64
 
 
 def rank(
@@ -73,10 +77,11 @@ def _problems(
     waits = {group.name: [name for name in channels.readers(group) if _weighs(model, name)] for group in groups}
     readers: dict[str, list[Reader]] = {group.name: [] for group in groups}
     names = {name: units for name, units in channels.reads.items() if any(name in waiting for waiting in waits.values())}
+    weights = _influence(model, list(names), batches, seed)
     with tqdm(total=len(groups), desc="reconstruct", leave=False, disable=None) as bar:
         for name, read in survey(model, names, batches, images, memory, seed):
             reading = [group for group in groups if name in waits[group.name]]
-            for group, reader in _readers(read, channels.reads[name], reading):
+            for group, reader in _readers(read, channels.reads[name], reading, weights[name]):
                 readers[group.name].append(reader)
             for group in reading:
                 waits[group.name].remove(name)
@@ -85,29 +90,44 @@ def _problems(
                     bar.update()
 
 
+def _influence(model: nn.Module, names: list[str], batches: Iterable[tuple[Tensor, Tensor]], seed: int) -> dict[str, float]:
+    """`influence` on the first images, in eval mode."""
+    images: list[Tensor] = []
+    for x, _ in batches:
+        images.append(x[: INFLUENCE_IMAGES - sum(map(len, images))])
+        if sum(map(len, images)) == INFLUENCE_IMAGES:
+            break
+    training = model.training
+    model.eval()
+    try:
+        return influence(model, names, torch.cat(images), seed)
+    finally:
+        model.train(training)
+
+
 def _weighs(model: nn.Module, name: str) -> bool:
     """Whether a layer's outputs lose something with its inputs; a conv of groups goes with them."""
     layer = model.get_submodule(name)
     return not (isinstance(layer, CONVS) and layer.groups > 1)
 
 
-def _readers(read: Read, units: Tensor, groups: list[Group]) -> Iterator[tuple[Group, Reader]]:
-    """A layer as a reader of each group. `units`: of its input channels."""
-    if not isinstance(read.layer, (*CONVS, nn.Linear)):
+def _readers(read: Read, units: Tensor, groups: list[Group], weight: float) -> Iterator[tuple[Group, Reader]]:
+    """A layer as a reader of each group. `units`: of its input channels; `weight`: of its costs."""
+    if not isinstance(read.layer, Layer):
         variance = read.covariance().flatten()
         for group in groups:
             own = (units >= group.offset) & (units < group.offset + group.units)
             costs = torch.zeros(group.units, dtype=torch.float64)
-            costs.index_add_(0, units[own] - group.offset, variance[own] / variance.sum().clamp_min(1e-30))
+            costs.index_add_(0, units[own] - group.offset, weight * variance[own] / variance.sum().clamp_min(1e-30))
             yield group, Unrepaired(costs)
         return
     matrix = read.matrix()
     variance = (matrix * (read.covariance() @ matrix)).sum()
-    scale = 1 / float(variance) if float(variance) > 0 else 0.0
-    for channel, xx, weight in zip(read.channels, read.second_moments(), matrix, strict=True):
+    scale = weight / float(variance) if float(variance) > 0 else 0.0
+    for channel, xx, part in zip(read.channels, read.second_moments(), matrix, strict=True):
         inverse = ridge_inverse(xx, RIDGE)
         for group in groups:
-            yield group, Elimination(inverse, weight, _columns(units[channel] - group.offset, group.units), scale)
+            yield group, Elimination(inverse, part, _columns(units[channel] - group.offset, group.units), scale)
 
 
 def _columns(unit: Tensor, units: int) -> Tensor:
