@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from slimrank.compress.channels.features import vote
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import zoo
+from slimrank.compress.pruning import order
 from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.select import select, uniform
 from slimrank.compress.pruning.surgery import apply_plan
@@ -198,3 +199,31 @@ def test_scores_in_one_unit_are_taken_per_mac(resnet):
     assert others == ["conv1"]  # then, at equal worth, where a unit has most MACs
     plan = select(model, channels, FilterScores(ranker="x", scores=worth), macs=0.88, scope="global")
     assert plan.widths["layer3.1.conv1"][1] == 6
+
+
+@pytest.mark.parametrize("budget", ["macs", "params"])
+def test_comparable_scores_go_by_what_a_unit_saves_in_the_network_as_it_is_by_then(budget, monkeypatch):
+    monkeypatch.setattr(order, "PRICED", 10**9)  # every time
+    model = zoo.build("lenet5", {"widths": [6, 8, 16, 7], "size": 16})
+    channels = channel_map(model, torch.zeros(1, 1, 16, 16))
+    generator = torch.Generator().manual_seed(0)
+    groups = [channels.group(name) for name in channels.chosen(None)]
+    worth = {g.name: torch.rand(g.units, generator=generator).sort().values.tolist() for g in groups}
+    scores = FilterScores(ranker="car", scores=worth, comparable=True)
+
+    def cost(gone):
+        return channels.macs(model, gone) if budget == "macs" else channels.params(model, gone)
+
+    found = order.RemovalOrder(model, channels, scores, "global", 1, 1, cost, None).steps(groups)
+    gone = channels.removed({})
+    for step in found:
+        prices = {}
+        for g in groups:
+            left = [u for u in range(g.units) if not gone[g.offset + u]]
+            if len(left) > 1:
+                without = gone.clone()
+                without[g.offset + left[0]] = True
+                prices[g.offset + left[0]] = worth[g.name][left[0]] / (cost(gone) - cost(without))
+        assert int(step) == min(prices, key=lambda unit: prices[unit])
+        gone[step] = True
+    assert len(found) == sum(g.units - 1 for g in groups) - 1  # a tenth of 16, rounded, is 2

@@ -1,5 +1,6 @@
 """The order in which units are removed, and in which steps. One order serves every budget (select.py)."""
 
+import heapq
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,9 @@ from ..channels.groups import ChannelMap, Group
 from ..rankers.scores import FilterScores
 from .costs import GRAIN, Costs, unit_step
 
+Step = tuple[tuple[bool, float, int], Tensor]  # what it is sorted by: whether it breaks a width, its key, layers; the units
+
+PRICED = 200  # times, about, that a step's saving is measured anew on the way to the last one
 DEEPER = 2.0  # how much deeper, or less deep, than uniform widths a group is cut for its time
 
 
@@ -30,10 +34,42 @@ class RemovalOrder:
         self.nothing = channels.removed({})
 
     def steps(self, groups: list[Group]) -> list[Tensor]:
+        if self.scope == "global" and self.scores.comparable:
+            return self.priced(groups)
         steps = [step for group in groups for step in self.of(group)]
         return [units for _, units in sorted(steps, key=lambda step: step[0])]
 
-    def of(self, group: Group) -> list[tuple[tuple[bool, float, int], Tensor]]:
+    def priced(self, groups: list[Group]) -> list[Tensor]:
+        """Steps of comparable scores: the next one loses least for what it saves in the network as it is by then.
+
+        Narrower neighbours make a unit save less, so that prices rise: a step is priced anew when its turn comes, and goes
+        back where another one has become cheaper. (Fixed prices cut what lies between narrow layers too deep.)
+        """
+        cost = (lambda gone: self.costs.share(self.model, self.channels, gone)) if self.costs else self.cost
+        queues = [self.of(group)[::-1] for group in groups]
+        at_first = [self.time(group) if self.costs else max(1, self.saved(self.cost, group)) for group in groups]
+        total = sum(map(len, queues))
+        gone, steps = self.nothing.clone(), list[Tensor]()
+        heap = [(queue[-1][0], i, 0) for i, queue in enumerate(queues) if queue]
+        heapq.heapify(heap)
+        while heap:
+            _, i, asked = heap[0]
+            (breaks, key, layers), units = queues[i][-1]
+            if len(steps) - asked > total // PRICED:
+                without = gone.clone()
+                without[units] = True
+                now = max((cost(gone) - cost(without)) / len(units) / at_first[i], 1e-6)
+                heapq.heapreplace(heap, ((breaks, key * now if key < 0 else key / now, layers), i, len(steps)))
+                continue
+            gone[units] = True
+            steps.append(queues[i].pop()[1])
+            if queues[i]:
+                heapq.heapreplace(heap, (queues[i][-1][0], i, -total))
+            else:
+                heapq.heappop(heap)
+        return steps
+
+    def of(self, group: Group) -> list[Step]:
         score = torch.tensor(self.scores.scores[group.name], dtype=torch.float64)
         if len(score) != group.units:
             raise SlimrankError(

@@ -3,9 +3,9 @@
 One order of removal serves every budget: units are sorted by a key and dropped from the low end until the budget is met.
 Scope `layer` takes the share of the group that is gone with a unit as the key (every group loses about the same share:
 uniform pruning, ordered by the ranker); scope `global` compares scores across layers and never takes a group below a tenth
-of its units. Scores in one unit (CAR and Shapley: accuracy) are taken as they are, per MAC that a unit costs where the
-budget is MACs: the least accuracy for the most MACs goes first. Others are divided by their group's mean, so that layers
-of different scale can be compared at all.
+of its units. Scores in one unit (CAR and Shapley: accuracy; reconstruct: error of the logits) are taken as they are, per MAC
+that a unit costs where the budget is MACs, in the network as it is by then: the least accuracy for the most MACs goes first.
+Others are divided by their group's mean, so that layers of different scale can be compared at all.
 
 With measured `costs` (costs.py) the order follows the clock: scope `layer` cuts a group the deeper, the more milliseconds
 its MACs take. The share cut goes with the time per MAC, which minimises sum(macs * share^2) at a given time, within a factor
