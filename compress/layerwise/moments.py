@@ -44,11 +44,21 @@ class Moments:
         return Moments(0, self.x_origin, self.y_origin, *sums)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        x, y = x - self.x_origin[:, None], y - self.y_origin[:, None]
+        centred = x - self.x_origin[:, None]
         self.n += x.shape[1]
-        self.x += x.sum(1, dtype=torch.float64)
+        self.x += centred.sum(1, dtype=torch.float64)
+        self.xx += centred.mT @ centred
+        self.ask(x, y)
+
+    def asked_anew(self) -> "Moments":
+        """The same rows of inputs, whose outputs are still to come by `ask`."""
+        y, xy, yy = (torch.zeros_like(t) for t in (self.y, self.xy, self.yy))
+        return Moments(self.n, self.x_origin, self.y_origin, self.x, y, self.xx, xy, yy)
+
+    def ask(self, x: Tensor, y: Tensor) -> None:
+        """Add outputs to rows of inputs that were counted before."""
+        x, y = x - self.x_origin[:, None], y - self.y_origin[:, None]
         self.y += y.sum(1, dtype=torch.float64)
-        self.xx += x.mT @ x
         self.xy += x.mT @ y
         self.yy += (y * y).sum(1, dtype=torch.float64)
 

@@ -2,9 +2,10 @@
 
 Front to back, each conv and linear layer behind the cut takes the weights that give, from what it reads in the network that
 is cut and repaired so far, nearest what it wrote in the dense one. Source: He et al. 2017, "Channel Pruning for Accelerating
-Very Deep Neural Networks", section 3.2; with the error that a residual sum already carries asked of the last layer in front
-of it (section 3.4 there). We deviate: nothing is asked of the weights but to lie near the sliced ones, by as much as held-out
-images say (ridge), and a layer whose error on these does not fall keeps what it had.
+Very Deep Neural Networks", section 3.2; the error that a residual sum already carries is asked of the last layer in front of it
+(section 3.4 there, residual.py), and what a ReLU cuts off is not asked for (rectified.py). We deviate: nothing is asked of the
+weights but to lie near the sliced ones, by as much as held-out images say (ridge), and a layer whose error on these does not
+fall keeps what it had.
 """
 
 import copy
@@ -20,11 +21,13 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap, stays
-from ..layerwise.few_rows import FewRows, FewRowsNormal
-from ..layerwise.moments import Moments, Normal
+from ..layerwise.equations import Sums, equations, solved
+from ..layerwise.few_rows import FewRows
+from ..layerwise.moments import Moments
 from ..layerwise.prefix import Prefix, Program, Store
 from ..layerwise.rows import Layer, as_matrix, as_weight, choose_positions, inputs, outputs
 from .options import MEMORY
+from .rectified import Rectified, Rows
 from .residual import Residual, narrowed
 
 HELD_OUT = 5  # one image in so many chooses the ridge, and whether a layer moves at all
@@ -125,9 +128,6 @@ def _left(program: Program, channels: ChannelMap) -> dict[str, str]:
     return {**hidden, **dict.fromkeys(sorted(program.twice), "it is called twice")}
 
 
-Sums = Moments | FewRows
-
-
 @dataclass
 class _Walk:
     """Both networks, layer by layer. `moved`: layers whose inputs are not what they were, in the order of the passes."""
@@ -170,50 +170,64 @@ class _Walk:
         node = program.nodes[program.layers[name]]
         layer: Layer = program.graph.get_submodule(name)  # type: ignore[assignment]
         norm = following_norm(program, node)
-        fit, held = self._sums(name, layer, node, Residual.at(program, self.dense.program, node, norm))
         mean = layer.bias is not None or norm is not None  # whether the layer has a place for one
+        residual = Residual.at(program, self.dense.program, node, norm)
+        rectified = Rectified.behind(program, node, norm, residual, getattr(layer, "groups", 1)) if mean else None
+        fit, held, rows = self._sums(name, layer, node, residual, keep=rectified is not None)
         found = _fitted(name, layer, fit, held, mean)
-        if found.ridge is not None:
-            every = _normal(fit + held, mean)  # type: ignore[operator]
-            matrix = as_matrix(layer, layer.weight).double()
-            matrix = matrix if found.ridge == inf else _solved(every, matrix, found.ridge)
-            _write(layer, norm, matrix, every.offset(matrix).flatten() if mean else None)
+        if found.ridge is None:
+            return found
+        sliced = as_matrix(layer, layer.weight).double()
+        if rectified is not None and rows and found.ridge != inf:
+            fitted, matrix = rectified.refit(rows, fit, held, sliced, found.ridge)
+        else:
+            fitted, matrix = solved(fit, held, mean, sliced, found.ridge)
+        _write(layer, norm, matrix, fitted.offset(matrix).flatten() if mean else None)
         return found
 
-    def _sums(self, name: str, layer: Layer, node: fx.Node, residual: Residual | None) -> tuple[Sums, Sums]:
-        """What the layer reads in the cut network and should write, of the images that fit and of those held out."""
+    def _sums(
+        self, name: str, layer: Layer, node: fx.Node, residual: Residual | None, keep: bool
+    ) -> tuple[Sums, Sums, list[Rows]]:
+        """What the layer reads in the cut network and should write, of the images that fit and of those held out; and, to
+        `keep` where they fit half of the memory, the rows themselves."""
         kept, images = stays(self.channels.writes[name], self.gone), sum(self.chunks)
         sums: tuple[Sums, Sums] | None = None
-        for first, x, y in self._pairs(name, node, kept, residual):
+        rows: list[Rows] = []
+        for first, x, y, other in self._pairs(name, node, kept, residual):
             grid = torch.Size() if isinstance(layer, nn.Linear) else y.shape[2:]
             columns = as_matrix(layer, layer.weight).shape[1]
             spots = max(1, max(ROWS, ROWS_A_COLUMN * columns) // images)
             positions = choose_positions(grid, spots, self.generator) if grid else None
-            groups = getattr(layer, "groups", 1)
             rows_an_image = x.shape[1:-1].numel() if isinstance(layer, nn.Linear) else min(spots, grid.numel())
+            bytes_an_image = x.element_size() * columns * getattr(layer, "groups", 1) * rows_an_image
+            keep = keep and bytes_an_image * images <= self.memory // 2
             if sums is None:
-                few = self._choose(name, groups, columns, rows_an_image * images)
-            for held, part in _parts(first, len(x), max(1, BLOCK // (4 * columns * groups * rows_an_image))):
+                few = self._choose(name, getattr(layer, "groups", 1), columns, rows_an_image * images)
+            for held, part in _parts(first, len(x), max(1, BLOCK // bytes_an_image)):
                 pair = inputs(layer, x[part], grid, positions), outputs(layer, y[part], positions)
                 if sums is None:
                     empty = FewRows() if few else Moments.around(*pair)
                     sums = empty, empty.empty()
                 sums[held].add(*pair)
+                if keep:
+                    rows.append(Rows(held, *pair, None if other is None else outputs(layer, other[part], positions)))
         assert sums is not None
-        return sums
+        return *sums, rows
 
-    def _pairs(self, name: str, node: fx.Node, kept: Tensor, residual: Residual | None) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Chunk by chunk: its first image's number, what the layer reads in the cut network, what it should write there."""
+    def _pairs(
+        self, name: str, node: fx.Node, kept: Tensor, residual: Residual | None
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
+        """Chunk by chunk: its first image's number; what the layer reads in the cut network, what it should write there, and
+        what a residual sum will add to it."""
         after, place = self.dense.program.layers[name] + 1, self.cut.program.layers[name]
         dense_node = self.dense.program.nodes[after - 1]
         for number in range(len(self.chunks)):
             full, cut = self.dense.advance(number, after), self.cut.advance(number, place)
-            x, y = cut[node.all_input_nodes[0]], full[dense_node]
             axis = -1 if isinstance(self.cut.program.module(node), nn.Linear) else 1
-            y = narrowed(y, kept, axis)
+            y, other = narrowed(full[dense_node], kept, axis), None
             if residual is not None and cut[residual.cut].shape == y.shape:
-                y = y + residual.missing(full, cut, kept, axis)
-            yield sum(self.chunks[:number]), x, y
+                y, other = y + residual.missing(full, cut, kept, axis), cut[residual.cut]
+            yield sum(self.chunks[:number]), cut[node.all_input_nodes[0]], y, other
             self.dense.keep(number, full)
             self.cut.keep(number, cut)
         self.dense.place, self.cut.place = after, place
@@ -259,22 +273,9 @@ def following_norm(program: Program, node: fx.Node) -> BatchNorm | None:
     return norm if isinstance(norm, BatchNorm) and norm.running_mean is not None else None
 
 
-def _normal(sums: Sums, mean: bool) -> Normal | FewRowsNormal:
-    return sums.centred() if mean else sums.raw()
-
-
-def _solved(normal: Normal | FewRowsNormal, matrix: Tensor, ridge: float) -> Tensor:
-    """The fit at a ridge that has been found to do; at ten times as much where more images make it singular."""
-    for factor in (1, 10, 100):
-        fit = normal.solve(matrix, factor * ridge)
-        if fit is not None:
-            return fit
-    return matrix
-
-
 def _fitted(name: str, layer: Layer, fit: Sums, held: Sums, mean: bool) -> LayerFit:
     """Choose the ridge by the error on held-out images; the layer as it is, and its mean alone, among the choices."""
-    normal, judge = _normal(fit, mean), _normal(held, mean)
+    normal, judge = equations(fit, mean), equations(held, mean)
     power = float(judge.power().sum())
     sliced = as_matrix(layer, layer.weight).double()
     columns = sliced.shape[1]
