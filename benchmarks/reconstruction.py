@@ -61,7 +61,7 @@ from slimrank.export.to_onnx import export
 
 CUTS = {"1.33x": 3 / 4, "2x": 1 / 2, "3x": 1 / 3}
 RANDOM = [f"random {seed}" for seed in range(3)]
-WAYS = ["fpgm", "l1", "reconstruct", "influential", "switch", *RANDOM]
+WAYS = ["fpgm", "reconstruct", *RANDOM, "l1", "influential", "switch"]
 OF_TUNED = ["fpgm", "car", "car greedy", "reconstruct", *RANDOM]
 STEPS = ("as cut", "recalibrated", "bias corrected", "reconstructed")
 PARTS = ("cuts", "images", "time", "lite0", "epochs", "question")
