@@ -359,3 +359,31 @@ def test_a_forward_that_cannot_be_followed_is_refused():
     channels, gone, smaller = halved(model, share=0.8)
     with pytest.raises(SlimrankError, match=r"torch\.fx cannot follow"):
         reconstruct(model, smaller, channels, gone, batches(pictures(20)))
+
+
+class PadsFirst(nn.Conv2d):
+    """A conv of somebody's own class, as those of TensorFlow's ports are."""
+
+    def __init__(self, *sizes: int, **settings: object) -> None:
+        super().__init__(*sizes, **settings)
+        self.static_padding = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.static_padding(x)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def test_a_conv_of_ones_own_class_is_fitted():
+    torch.manual_seed(0)
+    layers = [
+        PadsFirst(3, 12, 3, stride=2, bias=False), nn.BatchNorm2d(12), nn.ReLU(), PadsFirst(12, 12, 3, groups=12, bias=False),
+        nn.BatchNorm2d(12), nn.ReLU(), PadsFirst(12, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ]  # fmt: skip
+    model = lively(nn.Sequential(*layers), pictures(32))
+    channels, gone, smaller = halved(model)
+    found = reconstruct(model, smaller, channels, gone, batches(pictures(200)))
+    assert [fit.layer for fit in found.layers] == ["3", "6", "9"]
+    assert found.left == {}
+    assert [type(module) for module in found.model] == [type(module) for module in smaller]
+    fresh = pictures(50, seed=6)
+    assert logit_error(model, found.model, fresh) < logit_error(model, smaller, fresh)

@@ -33,7 +33,8 @@ from .residual import Residual, narrowed
 HELD_OUT = 5  # one image in so many chooses the ridge, and whether a layer moves at all
 RIDGE = 1e-2  # times the mean variance of the columns: where the search for the best power of ten begins
 RIDGES = (1e-8, 1e2)  # where it ends; beside them inf: the means alone
-ROWS, ROWS_A_COLUMN = 50_000, 16  # output positions of a layer that are drawn: the larger number of the two
+ROWS, ROWS_A_COLUMN = 50_000, 16  # output positions that are drawn, in all and for each column: the larger number of the two
+ROWS_A_GROUP = 2_000  # the least of a conv of many groups, which share ROWS: each has few columns
 BLOCK = 2**25  # bytes of rows that are multiplied at once
 COPIES = 6  # of a Gram matrix, at the worst: images that fit, that are held out, their sum, and what solving takes
 
@@ -193,16 +194,16 @@ class _Walk:
         kept, images = stays(self.channels.writes[name], self.gone), sum(self.chunks)
         sums: tuple[Sums, Sums] | None = None
         rows: list[Rows] = []
+        columns, groups = as_matrix(layer, layer.weight).shape[1], getattr(layer, "groups", 1)
         for first, x, y, other in self._pairs(name, node, kept, residual):
             grid = torch.Size() if isinstance(layer, nn.Linear) else y.shape[2:]
-            columns = as_matrix(layer, layer.weight).shape[1]
-            spots = max(1, max(ROWS, ROWS_A_COLUMN * columns) // images)
+            spots = max(1, max(ROWS // groups, ROWS_A_GROUP, ROWS_A_COLUMN * columns) // images)
             positions = choose_positions(grid, spots, self.generator) if grid else None
             rows_an_image = x.shape[1:-1].numel() if isinstance(layer, nn.Linear) else min(spots, grid.numel())
-            bytes_an_image = x.element_size() * columns * getattr(layer, "groups", 1) * rows_an_image
+            bytes_an_image = x.element_size() * columns * groups * rows_an_image
             keep = keep and bytes_an_image * images <= self.memory // 2
             if sums is None:
-                few = self._choose(name, getattr(layer, "groups", 1), columns, rows_an_image * images)
+                few = self._choose(name, groups, columns, rows_an_image * images)
             for held, part in _parts(first, len(x), max(1, BLOCK // bytes_an_image)):
                 pair = inputs(layer, x[part], grid, positions), outputs(layer, y[part], positions)
                 if sums is None:
