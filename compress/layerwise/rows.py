@@ -44,13 +44,14 @@ def inputs(layer: Layer, x: Tensor, shape: torch.Size, positions: Positions) -> 
     return _by_group(rows, layer.groups)
 
 
-def outputs(layer: Layer, y: Tensor, positions: Positions) -> Tensor:
-    """Rows of outputs, [conv groups, rows, filters of a group]."""
+def outputs(layer: Layer, y: Tensor, positions: Positions, kept: Tensor | None = None) -> Tensor:
+    """Rows of outputs, [conv groups, rows, filters of a group]; `kept`: the numbers of those of `y` that the layer has."""
     if isinstance(layer, nn.Linear):
+        y = y if kept is None else y[..., kept]
         return y.reshape(1, -1, y.shape[-1])
     at = None if positions is None else [index.to(y.device) for index in positions]
     rows = y.movedim(1, -1).reshape(len(y), -1, y.shape[1]) if at is None else _picked(y, at)
-    return _by_group(rows, layer.groups)
+    return _by_group(rows if kept is None else rows[..., kept], layer.groups)
 
 
 def _by_group(rows: Tensor, groups: int) -> Tensor:

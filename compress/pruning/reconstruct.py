@@ -28,7 +28,7 @@ from ..layerwise.prefix import Prefix, Program, Store
 from ..layerwise.rows import Layer, as_matrix, as_weight, choose_positions, inputs, outputs
 from .options import MEMORY
 from .rectified import Rectified, Rows
-from .residual import Residual, narrowed
+from .residual import Residual
 
 HELD_OUT = 5  # one image in so many chooses the ridge, and whether a layer moves at all
 RIDGE = 1e-2  # times the mean variance of the columns: where the search for the best power of ten begins
@@ -191,11 +191,12 @@ class _Walk:
     ) -> tuple[Sums, Sums, list[Rows]]:
         """What the layer reads in the cut network and should write, of the images that fit and of those held out; and, to
         `keep` where they fit half of the memory, the rows themselves."""
-        kept, images = stays(self.channels.writes[name], self.gone), sum(self.chunks)
+        stay, images = stays(self.channels.writes[name], self.gone), sum(self.chunks)
+        kept = None if bool(stay.all()) else stay.nonzero().flatten()
         sums: tuple[Sums, Sums] | None = None
         rows: list[Rows] = []
         columns, groups = as_matrix(layer, layer.weight).shape[1], getattr(layer, "groups", 1)
-        for first, x, y, other in self._pairs(name, node, kept, residual):
+        for first, x, y, summands in self._pairs(name, node, residual):
             grid = torch.Size() if isinstance(layer, nn.Linear) else y.shape[2:]
             spots = max(1, max(ROWS // groups, ROWS_A_GROUP, ROWS_A_COLUMN * columns) // images)
             positions = choose_positions(grid, spots, self.generator) if grid else None
@@ -204,31 +205,35 @@ class _Walk:
             keep = keep and bytes_an_image * images <= self.memory // 2
             if sums is None:
                 few = self._choose(name, groups, columns, rows_an_image * images)
-            for held, part in _parts(first, len(x), max(1, BLOCK // bytes_an_image)):
-                pair = inputs(layer, x[part], grid, positions), outputs(layer, y[part], positions)
+            step = max(1, BLOCK // bytes_an_image)
+            for start in range(0, len(x), step):
+                part = slice(start, start + step)
+                read, wanted, other = inputs(layer, x[part], grid, positions), outputs(layer, y[part], positions, kept), None
+                if summands is not None and residual is not None:
+                    other = outputs(layer, summands[1][part], positions)
+                    wanted = wanted + residual.asked_back(outputs(layer, summands[0][part], positions, kept) - other)
                 if sums is None:
-                    empty = FewRows() if few else Moments.around(*pair)
+                    empty = FewRows() if few else Moments.around(read, wanted)
                     sums = empty, empty.empty()
-                sums[held].add(*pair)
-                if keep:
-                    rows.append(Rows(held, *pair, None if other is None else outputs(layer, other[part], positions)))
+                for held, its in _parted(first + start, rows_an_image, read, wanted, other):
+                    sums[held].add(its.x, its.y)
+                    rows += [its] if keep else []
         assert sums is not None
         return *sums, rows
 
     def _pairs(
-        self, name: str, node: fx.Node, kept: Tensor, residual: Residual | None
-    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
-        """Chunk by chunk: its first image's number; what the layer reads in the cut network, what it should write there, and
-        what a residual sum will add to it."""
+        self, name: str, node: fx.Node, residual: Residual | None
+    ) -> Iterator[tuple[int, Tensor, Tensor, tuple[Tensor, Tensor] | None]]:
+        """Chunk by chunk: its first image's number; what the layer reads in the cut network, what it writes in the dense one,
+        and what a residual sum adds there, in the dense and in the cut network."""
         after, place = self.dense.program.layers[name] + 1, self.cut.program.layers[name]
         dense_node = self.dense.program.nodes[after - 1]
         for number in range(len(self.chunks)):
             full, cut = self.dense.advance(number, after), self.cut.advance(number, place)
-            axis = -1 if isinstance(self.cut.program.module(node), nn.Linear) else 1
-            y, other = narrowed(full[dense_node], kept, axis), None
-            if residual is not None and cut[residual.cut].shape == y.shape:
-                y, other = y + residual.missing(full, cut, kept, axis), cut[residual.cut]
-            yield sum(self.chunks[:number]), cut[node.all_input_nodes[0]], y, other
+            y, summands = full[dense_node], None
+            if residual is not None and full[residual.dense].shape == y.shape:
+                summands = full[residual.dense], cut[residual.cut]
+            yield sum(self.chunks[:number]), cut[node.all_input_nodes[0]], y, summands
             self.dense.keep(number, full)
             self.cut.keep(number, cut)
         self.dense.place, self.cut.place = after, place
@@ -244,13 +249,14 @@ class _Walk:
         return rows < columns or by_moments > self.memory
 
 
-def _parts(first: int, n: int, most: int) -> Iterator[tuple[bool, Tensor]]:
-    """Split a chunk of `n` images, from number `first` on, by whether they are held out, and into `most` at once."""
-    held = (torch.arange(first, first + n) % HELD_OUT) == 0
+def _parted(first: int, rows_an_image: int, x: Tensor, y: Tensor, other: Tensor | None) -> Iterator[tuple[bool, Rows]]:
+    """Split the rows of some images, from number `first` on, by whether they are held out."""
+    n = x.shape[1] // rows_an_image
+    held = (torch.arange(first, first + n) % HELD_OUT == 0).repeat_interleave(rows_an_image).to(x.device)
     for out in (True, False):
-        for part in (held == out).nonzero().flatten().split(most):
-            if len(part):
-                yield out, part
+        chosen = (held == out).nonzero().flatten()
+        if len(chosen):
+            yield out, Rows(out, x[:, chosen], y[:, chosen], None if other is None else other[:, chosen])
 
 
 def _moved(program: Program, channels: ChannelMap, gone: Tensor) -> list[str]:

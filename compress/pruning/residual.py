@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from ..channels.propagation import along
-from ..layerwise.prefix import Program, Values
+from ..layerwise.prefix import Program
 
 ADDS = (operator.add, torch.add)
 LEAST_SCALE = 1e-4  # of a BatchNorm: a channel that it all but mutes cannot repair anything
@@ -37,10 +36,9 @@ class Residual:
         scale = None if norm is None else _undo(norm)
         return cls(dense.nodes[cut.nodes.index(others[0])], others[0], scale)
 
-    def missing(self, dense: Values, cut: Values, kept: Tensor, axis: int) -> Tensor:
-        """What the cut network's other summand lacks, as this layer would have to write it; `kept`: filters that stayed."""
-        lost: Tensor = narrowed(dense[self.dense], kept, axis) - cut[self.cut]
-        return lost if self.scale is None else lost * along(self.scale, axis, lost.dim())
+    def asked_back(self, lost: Tensor) -> Tensor:
+        """What the sum lacks, rows [groups, rows, filters of a group], as the layer would have to write it."""
+        return lost if self.scale is None else lost * self.scale.view(len(lost), 1, -1)
 
 
 def _undo(norm: BatchNorm) -> Tensor:
@@ -50,8 +48,3 @@ def _undo(norm: BatchNorm) -> Tensor:
     if norm.weight is None:
         return spread
     return torch.where(norm.weight.abs() < LEAST_SCALE, 0.0, spread / norm.weight)
-
-
-def narrowed(values: Tensor, kept: Tensor, axis: int) -> Tensor:
-    """Values of the channels that stayed."""
-    return values if bool(kept.all()) else values.index_select(axis, kept.nonzero().flatten().to(values.device))
