@@ -166,6 +166,37 @@ def test_the_report_says_that_nothing_was_measured_without_data():
     assert "not measured" in html
 
 
+def repair(top1=(0.12, 0.36, 0.7), agreement=(0.13, 0.4, 0.8), note=""):
+    steps = [{"top1": one, "agreement": other} for one, other in zip(top1, agreement, strict=True)]
+    figures = dict(zip(["as_cut", "recalibrated", "reconstructed"], steps, strict=True))
+    return {**figures, "images": 4000, "seconds": 9.0, "note": note}
+
+
+REPAIRS = {
+    "labels": (repair(), "top-1, test", ["12.00%", "36.00%", "70.00%"]),
+    "no-labels": (repair(top1=(None,) * 3), "agreement with before, test", ["13.00%", "40.00%", "80.00%"]),
+    "recalibrated": (repair() | {"reconstructed": None}, "top-1, test", ["12.00%", "36.00%"]),
+    "note": (repair(note=HOSTILE), "top-1, test", ["12.00%", "36.00%", "70.00%"]),
+}
+
+
+@pytest.mark.parametrize(("repaired", "measure", "shares"), REPAIRS.values(), ids=REPAIRS)
+def test_the_report_shows_what_repair_brought_back(repaired, measure, shares):
+    made = report()
+    next(stage for stage in made["stages"] if stage["name"] == "prune")["repair"] = repaired
+    seen = Page(report_page(made))
+    cells = [text.strip() for text in seen.texts["td"]]
+    assert "script" not in seen.tags
+    assert any(cells[i : i + 1 + len(shares)] == [measure, *shares] for i in range(len(cells)))
+
+
+@pytest.mark.parametrize("without", [{}, {"repair": None}], ids=["older-run", "not-repaired"])
+def test_the_report_shows_no_repair_where_there_was_none(without):
+    made = report()
+    next(stage for stage in made["stages"] if stage["name"] == "prune").update(without)
+    assert "BatchNorm recalibrated" not in report_page(made)
+
+
 def test_a_figure_that_is_missing_is_an_error_and_not_an_empty_cell():
     broken = report()
     del broken["machine"]["processor"]

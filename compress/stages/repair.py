@@ -35,6 +35,9 @@ class Figures:
     top1: float | None
     agreement: float
 
+    def __str__(self) -> str:
+        return f"{self.agreement:.1%}" if self.top1 is None else f"{self.top1:.4f}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RepairFigures:
@@ -51,13 +54,13 @@ class RepairFigures:
         return asdict(self)
 
     def __str__(self) -> str:
-        steps = [("as cut", self.as_cut), ("BatchNorm recalibrated", self.recalibrated), ("reconstructed", self.reconstructed)]
-        known = [(name, figures) for name, figures in steps if figures is not None]
-        shown = ", ".join(
-            f"{name} {figures.agreement if figures.top1 is None else figures.top1:.4f}" for name, figures in known
-        )
-        what = "agreement" if self.as_cut.top1 is None else "top-1"
-        return f"{what} {shown} ({self.images:,} images, {self.seconds:.0f} s){f'; {self.note}' if self.note else ''}"
+        """What came before the figure that the last repair ends at, which whoever prints this has told, and that repair."""
+        before = [f"as cut {self.as_cut}"]
+        repaired = f"BatchNorm recalibrated on {self.images:,} images"
+        if self.reconstructed is not None:
+            before.append(f"BatchNorm recalibrated {self.recalibrated}")
+            repaired = f"reconstructed from {self.images:,} images in {self.seconds:.0f} s"
+        return "; ".join([", ".join(before), repaired, *([self.note] if self.note else [])])
 
 
 def calibration(data: Data, options: PruneOptions) -> Images:

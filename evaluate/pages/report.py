@@ -29,6 +29,19 @@ class Rivals:
     rows: list[tuple[dict[str, Any], float]]
 
 
+@dataclass(frozen=True)
+class Repair:
+    """What a cut network gets right on test images after each step of its repair, `shares[step]`, before any training.
+
+    `measure`: of what they are shares; `images`: training images that it was repaired on; `note`: what did not go as usual.
+    """
+
+    measure: str
+    shares: dict[str, float]
+    images: int
+    note: str
+
+
 def report_page(report: dict[str, Any]) -> str:
     """Render report.html; every figure comes from `report`, the object in report.json."""
     stages = {stage["name"]: stage for stage in report["stages"]}
@@ -44,6 +57,7 @@ def report_page(report: dict[str, Any]) -> str:
         latency=_speedups(stages["bench"]["results"]),
         rivals=_rivals(stages.get("rivals", {}).get("rows"), stages["bench"]["results"]),
         widths=Markup(widths(filters_before, filters_after)),
+        repair=_repair(prune.get("repair")),
         ranking=Markup(bars(stages["rank"]["scores"], prune["keep"])),
         head=head,
         subspaces=_subspaces(report["classes"], head["indices"]) if head else [],
@@ -82,6 +96,18 @@ def _rivals(rows: list[dict[str, Any]] | None, results: list[dict[str, Any]]) ->
     median_ms = {(r["model"], r["batch"]): r["median_ms"] for r in results}
     batch = min(r["batch"] for r in results)
     return Rivals(batch, median_ms["compressed", batch], [(row, median_ms[row["model"], batch]) for row in rows])
+
+
+def _repair(repair: dict[str, Any] | None) -> Repair | None:
+    """The cut network's repair, where it was repaired; by agreement where the images have no labels."""
+    if repair is None:
+        return None
+    key, measure = "top1", "top-1, test"
+    if repair["as_cut"]["top1"] is None:
+        key, measure = "agreement", "agreement with before, test"
+    steps = {"as cut": "as_cut", "BatchNorm recalibrated": "recalibrated", "reconstructed": "reconstructed"}
+    shares = {label: repair[step][key] for label, step in steps.items() if repair[step] is not None}
+    return Repair(measure, shares, repair["images"], repair["note"])
 
 
 def _subspaces(classes: list[str] | None, indices: list[list[int]]) -> list[tuple[str, list[int]]]:
