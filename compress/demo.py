@@ -28,6 +28,6 @@ def prepare(out: str | Path, say: Callable[[str], None]) -> Run:
         training = done.training
         say(f"train      {training.seconds:7.1f} s  {MODEL} on {training.images:,} digits, {EPOCHS} epochs")
     options = CompressOptions(
-        data=DIGITS, training=Recipe(epochs=FINETUNE, lr=0.05), rivals=True, scratch_epochs=EPOCHS + FINETUNE
+        data=DIGITS, training=Recipe(epochs=FINETUNE, lr=0.02), rivals=True, scratch_epochs=EPOCHS + FINETUNE
     )
     return start(trained, out, options)
