@@ -20,7 +20,8 @@ from slimrank.compress.network.checkpoint import load
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.stages.measure import recalibrated as anew
+from slimrank.compress.stages.options import PruneOptions
+from slimrank.compress.stages.repair import recalibrated as anew
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
@@ -83,7 +84,7 @@ def measure(
         scores = RANKERS[ranker](model, channels, some.batches(), classes=10, seed=0)
         plan = select(model, channels, scores, macs=budget, scope=scope, align=align)
         model = apply_plan(model, channels, plan, checkpoint.example(2))
-        model = anew(model, data, seed=0) if recalibrated else model
+        model = anew(model, data, PruneOptions(calibration_images=2000)) if recalibrated else model
         row["macs"] = round(plan.macs_after / plan.macs_before, 4)
     row["test_before"] = accuracy(predictor(model), data.test.batches(), 10).top1
     model, training = train(model, some, None, Recipe(2, 0.05, precision="fp32"), teacher=checkpoint.model if taught else None)

@@ -27,7 +27,7 @@ from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import DATA_FREE, RANKERS
 from slimrank.compress.rankers.scores import FilterScores
 from slimrank.compress.training.loop import bf16, train
-from slimrank.compress.training.recalibrate import IMAGES, recalibrate
+from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
@@ -80,7 +80,7 @@ class Bench:
         self.dense = checkpoint.model.eval()
         self.rows.row(f"{name} given", lambda: self.measured(self.dense))
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(0))
-        self.some, self.calibration = self.data.train.subset(order[:10_000]), self.data.train.subset(order[:IMAGES])
+        self.some, self.calibration = self.data.train.subset(order[:10_000]), self.data.train.subset(order[:2000])
         self.channels = channel_map(self.dense, checkpoint.example())
 
     def tune_dense(self) -> None:

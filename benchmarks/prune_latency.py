@@ -26,7 +26,8 @@ from slimrank.compress.pruning.options import Cut
 from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
-from slimrank.compress.stages.measure import recalibrated
+from slimrank.compress.stages.options import PruneOptions
+from slimrank.compress.stages.repair import recalibrated
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy, predictor
@@ -107,7 +108,7 @@ def accuracies(tiny: Path, spec: str, keep: dict[str, list[int]]) -> dict:
     data = open_data(spec, checkpoint.preprocessing, validation="test:0.2")
     channels = channel_map(checkpoint.model, checkpoint.example())
     model = apply_plan(checkpoint.model, channels, PruningPlan(keep, 0, 0, {}, "layer", "l1"), checkpoint.example(2))
-    model = recalibrated(model, data, seed=0)
+    model = recalibrated(model, data, PruneOptions(calibration_images=2000))
     before = accuracy(predictor(model), data.test.batches(), 200).top1
     model, training = train(model, data.train, data.validation, Recipe(1, 0.02))
     after = accuracy(predictor(model), data.test.batches(), 200).top1

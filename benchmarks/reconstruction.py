@@ -13,9 +13,11 @@ Networks: ResNet-20 on CIFAR-10 (JPEG); ResNet-18 on Tiny ImageNet, 64 pixels; a
 and `tuned`: ResNet-20 after eight epochs on these pixels (lr 0.05, all training images; 14 minutes on two threads), unless
 --tuned gives it: the one that CAR is asked about, since two epochs from its cut are the best that was had without repair.
 
-cuts: 1.33x, 2x and 3x fewer MACs, no alignment, by every ranker, scope global as well where scores are comparable; ResNet-18 by
-fpgm aligned, too. Rivals first: torch-pruning alone; as cut; BatchNorm recalibrated; every layer's mean output set right, front
+cuts: 1.33x, 2x and 3x fewer MACs, no alignment, by every ranker, scope global as well where scores are comparable; ResNet-18
+aligned first. Rivals first: torch-pruning alone; as cut; BatchNorm recalibrated; every layer's mean output set right, front
 to back (bias correction; Nagel et al. 2019, section 4.2). Then reconstructed: no label is read and nothing trained.
+latency: ResNet-18, aligned halving against `--latency` at the time that it was measured to take (batch 1, one thread), by fpgm
+and by ranker reconstruct, scopes layer and global; reconstructed; all timed again in one interleaved run.
 images: half of the MACs, fpgm, by the number of images; seconds and peak memory, each in a process of its own.
 time: ResNet-50 at 224 pixels, random weights, 512 random images. lite0: EfficientNet-Lite0 to 75 % of the MACs, 500 images to
 calibrate on, agreement with the dense network on the other 500, ONNX Runtime's speedup on one thread.
@@ -43,6 +45,8 @@ from torch import Tensor, nn
 from slimrank.compress.channels import channels_of
 from slimrank.compress.channels.groups import ChannelMap
 from slimrank.compress.network.checkpoint import Checkpoint, load, save
+from slimrank.compress.pruning.budget import costs_for, plan
+from slimrank.compress.pruning.options import Cut
 from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.reconstruct import reconstruct
 from slimrank.compress.pruning.select import runtime_block, select
@@ -57,6 +61,7 @@ from slimrank.evaluate.accuracy import accuracy, decisions, predictor
 from slimrank.evaluate.data import Data, Preprocessing, open_data
 from slimrank.evaluate.latency import compare
 from slimrank.evaluate.macs import count
+from slimrank.evaluate.timing import Timing
 from slimrank.export.to_onnx import export
 
 CUTS = {"1.33x": 3 / 4, "2x": 1 / 2, "3x": 1 / 3}
@@ -64,7 +69,7 @@ RANDOM = [f"random {seed}" for seed in range(3)]
 WAYS = ["fpgm", "reconstruct", *RANDOM, "l1", "influential", "switch"]
 OF_TUNED = ["fpgm", "car", "car greedy", "reconstruct", *RANDOM]
 STEPS = ("as cut", "recalibrated", "bias corrected", "reconstructed")
-PARTS = ("cuts", "images", "time", "lite0", "epochs", "question")
+PARTS = ("cuts", "latency", "images", "time", "lite0", "epochs", "question")
 NETWORKS = ("resnet20", "vgg", "tuned", "resnet18")
 VGG = (16, 16, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 128, 128, 128)
 CALIBRATE = 2000  # images for recalibration and bias correction
@@ -130,14 +135,14 @@ class Bench:
         """Rows of all cuts, rivals first, the deepest question (half) before the others."""
         self.rows.row(f"{self.name} dense", lambda: self.measured(self.dense))
         for cut in ("2x", "3x", "1.33x"):
+            for way, scope in (("fpgm", "layer"), ("reconstruct", "global")) if self.name == "resnet18" else ():
+                key = f"{self.name} {cut} {way} {scope} aligned"
+                self.rows.row(key, lambda w=way, cut=cut, s=scope: self.steps(self.plan(w, CUTS[cut], s, runtime_block())))
             self.rows.row(f"{self.name} {cut} torch-pruning", lambda cut=cut: self.by_torch_pruning(CUTS[cut]))
             for way in ways:
                 for scope in ("layer", "global") if self.scores(way).comparable else ("layer",):
                     key = f"{self.name} {cut} {way} {scope}"
                     self.rows.row(key, lambda way=way, cut=cut, s=scope: self.steps(self.plan(way, CUTS[cut], s)))
-            if self.name == "resnet18":
-                key, align = f"{self.name} {cut} fpgm layer aligned", runtime_block()
-                self.rows.row(key, lambda cut=cut, a=align: self.steps(self.plan("fpgm", CUTS[cut], align=a)))
 
     def steps(self, plan: PruningPlan) -> dict:
         """Accuracy of one cut after each way to repair it, and what each took."""
@@ -297,6 +302,34 @@ def lite0(args: Namespace, rows: Rows) -> None:
             rows.row(f"lite0 {way} {'aligned' if align > 1 else 'plain'}", lambda way=way, align=align: row(way, align))
 
 
+def latency(one: Bench) -> dict:
+    """Aligned halving and what `--latency` makes of the same measured time: speedup, MACs, top-1 after reconstruction."""
+    half = one.plan("fpgm", 1 / 2, align=runtime_block())
+    example, timing = one.checkpoint.example(2), Timing(batch=(1,))
+    with tempfile.TemporaryDirectory() as folder:
+
+        def exported(name: str, model: nn.Module) -> Path:
+            return export(model, one.checkpoint.example(), Path(folder) / f"{name}.onnx", {})
+
+        files = {"dense": exported("dense", one.dense), "aligned half": exported("half", one.cut(half))}
+        share = 1 / compare(files, batches=(1,), seconds=4).speedups[-1].speedup
+        costs = costs_for(Cut(latency=share), one.dense, one.channels, example, timing)
+        plans = {"aligned half": half}
+        for way, scope in (("fpgm", "layer"), ("reconstruct", "layer"), ("reconstruct", "global")):
+            cut = Cut(latency=share, scope=scope)
+            name = f"latency {share:.3f}, {way} {scope}"
+            plans[name] = plan(one.dense, one.channels, one.scores(way), cut, example, costs=costs, timing=timing)
+            files[name] = exported(f"{way}-{scope}", one.cut(plans[name]))
+        timed = {batch: compare(files, batches=(batch,), seconds=4).speedups for batch in (1, 8)}
+    row = {}
+    for name, chosen in plans.items():
+        speedups = {f"batch {b}": round(next(s.speedup for s in found if s.model == name), 3) for b, found in timed.items()}
+        model = one.reconstructed(chosen, one.cut(chosen), one.images(REPAIR["resnet18"]))
+        macs = round(chosen.macs_after / chosen.macs_before, 4)
+        row[name] = {"macs": macs, "speedup": speedups, "reconstructed": one.measured(model)}
+    return row
+
+
 def question(rows: Rows) -> None:
     """Print, for each network and cut, the best ranker, the mean of rankers and random ones, before and after the repair."""
     print(f"  {'test top-1':28}{'best ranker':>36}{'mean of rankers':>18}{'random, spread of 3':>22}")
@@ -336,6 +369,9 @@ def main() -> None:
                 bench(args, name, rows).cuts(OF_TUNED if name == "tuned" else WAYS)
             for n in COUNTS.get(name, ()) if "images" in parts else ():
                 rows.row(f"{name} 2x fpgm, {n} images", lambda name=name, n=n: apart(args, name, n))
+        if "latency" in parts:
+            one = bench(args, "resnet18", rows)
+            rows.row("resnet18 at equal time", lambda: latency(one))
         if "time" in parts:
             rows.row("resnet50 2x fpgm, 512 images", lambda: apart(args, "resnet50", 512))
         if "lite0" in parts and args.lite0:

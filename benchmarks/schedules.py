@@ -7,8 +7,8 @@ CIFAR-10 (JPEG), `compress --limit 10000`, no alignment, four epochs in all: one
 again: two of the four epochs between them), label smoothing, distillation, all three; early stopping (`--patience 1`, eight
 epochs allowed); fp32 against bf16. As cut, with and without BatchNorm recalibrated (`prune --no-recalibrate`, `--recalibrate`).
 `prune --max-drop 0.05 --epochs 1 --no-recalibrate`: the largest cut whose validation top-1, each trial fine-tuned, loses no
-more. The checkpoint saw other pixels: `dense` is the network given the same four epochs. Validation is a fifth of the test
-split, figures are of the rest. Rows are saved as they come to results/schedules.json.
+more. Nothing is reconstructed. The checkpoint saw other pixels: `dense` is the network given the same four epochs. Validation
+is a fifth of the test split, figures are of the rest. Rows are saved as they come to results/schedules.json.
 """
 
 import argparse
@@ -22,7 +22,21 @@ from pathlib import Path
 import torch
 from rows import OutOfTime, Rows
 
-COMPRESS = ["--ranker", "l1", "--head", "linear", "--macs", "0.5", "--align", "1", "--lr", "0.02", "--batch", "1"]
+COMPRESS = [
+    "--ranker",
+    "l1",
+    "--head",
+    "linear",
+    "--macs",
+    "0.5",
+    "--align",
+    "1",
+    "--lr",
+    "0.02",
+    "--batch",
+    "1",
+    "--no-reconstruct",
+]
 ROWS = {
     "one-shot": ["--epochs", "4"],
     "three steps": ["--steps", "3", "--recover", "1", "--epochs", "2"],
@@ -67,12 +81,15 @@ def main() -> None:
 
     try:
         half = ["--macs", "0.5", "--align", "1"]
-        rows.row("as cut", lambda: cut(*half, "--no-recalibrate"))
-        rows.row("as cut, recalibrated", lambda: cut(*half, "--recalibrate"))
+        rows.row("as cut", lambda: cut(*half, "--no-reconstruct", "--no-recalibrate"))
+        rows.row("as cut, recalibrated", lambda: cut(*half, "--no-reconstruct", "--recalibrate"))
         rows.row("dense", lambda: {k: v for k, v in verb("finetune", "--epochs", "4").items() if k in ("top1_after", "wall")})
         for name, options in ROWS.items():
             rows.row(name, lambda options=options: compressed(options))
-        rows.row("max-drop 0.05, one epoch", lambda: cut("--max-drop", "0.05", "--epochs", "1", "--no-recalibrate"))
+        rows.row(
+            "max-drop 0.05, one epoch",
+            lambda: cut("--max-drop", "0.05", "--epochs", "1", "--no-reconstruct", "--no-recalibrate"),
+        )
     except OutOfTime:
         print("out of time; run again to go on")
     for name, row in rows.value["rows"].items():
