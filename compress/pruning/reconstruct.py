@@ -202,7 +202,7 @@ class _Walk:
             positions = choose_positions(grid, spots, self.generator) if grid else None
             rows_an_image = x.shape[1:-1].numel() if isinstance(layer, nn.Linear) else min(spots, grid.numel())
             bytes_an_image = x.element_size() * columns * groups * rows_an_image
-            keep = keep and bytes_an_image * images <= self.memory // 2
+            keep = keep and bytes_an_image * images <= self.memory // 2 and (residual is None or summands is not None)
             if sums is None:
                 few = self._choose(name, groups, columns, rows_an_image * images)
             step = max(1, BLOCK // bytes_an_image)

@@ -54,7 +54,7 @@ class Rectified:
         if high is None:
             return None
         if norm is None or norm.running_var is None or norm.running_mean is None:
-            return cls(torch.ones(1), torch.zeros(1), high)
+            return cls(torch.ones(()), torch.zeros(()), high)
         spread = (norm.running_var + norm.eps).sqrt()
         scale = 1 / spread if norm.weight is None else norm.weight / spread
         scale = torch.where(scale.abs() < LEAST_SCALE, LEAST_SCALE, scale)
