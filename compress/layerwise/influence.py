@@ -5,7 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ...errors import SlimrankError
+
 NOISE = 0.1  # times each channel's variance
+SILENT = 1e-9  # of the logits' mean square: a variance that is but rounding
 
 
 def influence(model: nn.Module, names: Iterable[str], images: Tensor, seed: int) -> dict[str, float]:
@@ -13,6 +16,7 @@ def influence(model: nn.Module, names: Iterable[str], images: Tensor, seed: int)
 
     The noise is the same at all places of a channel's map, as the error of lost inputs nearly is: independent noise averages
     out in the convs behind, and would make early layers look harmless. `model`: in eval mode. A full forward pass a layer.
+    Raises SlimrankError where the logits do not vary between the images.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -23,7 +27,12 @@ def influence(model: nn.Module, names: Iterable[str], images: Tensor, seed: int)
 
     with torch.inference_mode():
         logits = model(images)
-        variance = (logits - logits.mean(0)).square().mean().clamp_min(1e-30)
+        variance = (logits - logits.mean(0)).square().mean()
+        if not float(variance) > SILENT * float(logits.square().mean()):
+            raise SlimrankError(
+                f"ranker reconstruct: the logits of {len(images)} images do not differ; give several images that do, or take "
+                "another ranker"
+            )
         found = {}
         for name in names:
             handle = model.get_submodule(name).register_forward_hook(noisy)

@@ -161,7 +161,9 @@ class _Walk:
                 prefix.begin(len(chunks), images.contiguous(memory_format=layout))
             chunks.append(len(images))
         if sum(chunks) < 2:
-            raise SlimrankError("`reconstruct` needs 2 images at least, one to fit and one to judge; give more `data`")
+            raise SlimrankError(
+                "reconstruction needs 2 images at least, one to fit and one to judge; give more `data`, or leave it out"
+            )
         moved = _moved(cut.program, channels, gone)
         return cls(full, cut, channels, gone, moved, chunks, memory, torch.Generator().manual_seed(seed))
 
@@ -243,8 +245,8 @@ class _Walk:
         by_moments, by_rows = 8 * COPIES * groups * columns**2, 8 * COPIES * groups * rows * max(rows, columns)
         if min(by_moments, by_rows) > self.memory:
             raise SlimrankError(
-                f"`memory` {self.memory:,} bytes cannot hold the Gram matrix of {name}, {columns:,} inputs; give at least "
-                f"{min(by_moments, by_rows):,}, or `protect` what it reads"
+                f"`memory` {self.memory:,} bytes cannot hold the Gram matrix of {name}, {columns:,} inputs; it alone takes "
+                f"{min(by_moments, by_rows):,} bytes, so give at least that"
             )
         return rows < columns or by_moments > self.memory
 
