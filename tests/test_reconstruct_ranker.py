@@ -244,5 +244,5 @@ def test_no_images_at_all_are_refused(digits):
 def test_images_that_are_all_alike_are_refused():
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 3)).eval()
     channels = channel_map(model, torch.randn(1, 1, 8, 8))
-    with pytest.raises(SlimrankError, match="logits of 5 images do not differ"):
+    with pytest.raises(SlimrankError, match="all 5 images are alike"):
         RANKERS["reconstruct"](model, channels, [(torch.ones(5, 1, 8, 8), torch.zeros(5))])

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 
 NOISE = 0.1  # times each channel's variance
-SILENT = 1e-9  # of the logits' mean square: a variance that is but rounding
 
 
 def influence(model: nn.Module, names: Iterable[str], images: Tensor, seed: int) -> dict[str, float]:
@@ -16,7 +15,7 @@ def influence(model: nn.Module, names: Iterable[str], images: Tensor, seed: int)
 
     The noise is the same at all places of a channel's map, as the error of lost inputs nearly is: independent noise averages
     out in the convs behind, and would make early layers look harmless. `model`: in eval mode. A full forward pass a layer.
-    Raises SlimrankError where the logits do not vary between the images.
+    Raises SlimrankError where all images are the same.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -25,14 +24,11 @@ def influence(model: nn.Module, names: Iterable[str], images: Tensor, seed: int)
         deviation = out.std([0, *range(2, out.dim())], keepdim=True, correction=0)
         return torch.addcmul(out, deviation, drawn, value=NOISE**0.5)
 
+    if bool((images == images[:1]).all()):
+        raise SlimrankError(f"ranker reconstruct: all {len(images)} images are alike; give several that differ")
     with torch.inference_mode():
         logits = model(images)
-        variance = (logits - logits.mean(0)).square().mean()
-        if not float(variance) > SILENT * float(logits.square().mean()):
-            raise SlimrankError(
-                f"ranker reconstruct: the logits of {len(images)} images do not differ; give several images that do, or take "
-                "another ranker"
-            )
+        variance = (logits - logits.mean(0)).square().mean().clamp_min(1e-30)
         found = {}
         for name in names:
             handle = model.get_submodule(name).register_forward_hook(noisy)
