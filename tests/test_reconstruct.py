@@ -160,6 +160,18 @@ def test_what_does_not_fit_the_memory_lies_in_files(memory, monkeypatch):
     assert torch.equal(found.model[9].weight, usual.model[9].weight)
 
 
+def test_a_full_disk_is_one_line(monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    model = network()
+    channels, gone, smaller = halved(model)
+    monkeypatch.setattr("slimrank.compress.pruning.reconstruct.Store", lambda _: Store(0))
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SlimrankError, match=r"cannot keep activations in .*No space left.*`memory`"):
+        reconstruct(model, smaller, channels, gone, batches(pictures(60)))
+
+
 class Residual(nn.Module):
     """Blocks whose sums are narrowed as a whole; the shortcut of the second is a conv that runs last."""
 

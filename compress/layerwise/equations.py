@@ -19,7 +19,7 @@ def solved(fit: Sums, held: Sums, mean: bool, sliced: Tensor, ridge: float) -> t
 
     An infinite ridge is `sliced` itself; where the equations are singular at the ridge, ten times as much is taken.
     """
-    every = equations(fit + held, mean)  # type: ignore[operator]
+    every = equations(fit + held, mean)  # type: ignore[operator]  # both are of one kind
     for factor in (1, 10, 100):
         matrix = None if ridge == float("inf") else every.solve(sliced, factor * ridge)
         if matrix is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ...errors import SlimrankError
 from ..network.graph import out_of_place
 
 Values = dict[fx.Node, Any]
@@ -76,7 +77,13 @@ class Store:
         size = sum(value.numel() * value.element_size() for value in values.values() if isinstance(value, Tensor))
         if self.held + size > self.memory:
             tensors = {i: value for i, value in enumerate(values.values()) if isinstance(value, Tensor)}
-            torch.save(tensors, self._file(key))
+            try:
+                torch.save(tensors, self._file(key))
+            except (OSError, RuntimeError) as error:  # torch's own writer raises the latter where a disk is full
+                raise SlimrankError(
+                    f"cannot keep activations in {self._folder.name} ({str(error).splitlines()[0]}); free space there, or give "
+                    f"more `memory` than {self.memory:,} bytes"
+                ) from error
             values = {node: i if i in tensors else value for i, (node, value) in enumerate(values.items())}
             size = -1
         else:

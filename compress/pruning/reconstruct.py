@@ -171,7 +171,8 @@ class _Walk:
         """Fit one layer of the cut network; it and all before it are then as they stay."""
         program = self.cut.program
         node = program.nodes[program.layers[name]]
-        layer: Layer = program.graph.get_submodule(name)  # type: ignore[assignment]
+        layer = program.graph.get_submodule(name)
+        assert isinstance(layer, Layer), f"{name} is neither a conv nor a linear layer"
         norm = following_norm(program, node)
         mean = layer.bias is not None or norm is not None  # whether the layer has a place for one
         residual = Residual.at(program, self.dense.program, node, norm)
