@@ -7,7 +7,6 @@ from ...evaluate.timing import Timing
 from ...option import option
 
 BUDGETS = ("ratio", "macs", "params", "latency", "max_drop")
-MEMORY = 2**31  # bytes that reconstruction may hold
 MOST_KEPT = 0.999  # of a step's budget: some is always cut
 
 

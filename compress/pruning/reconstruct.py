@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap, stays
+from ..coalitions import MEMORY
 from ..layerwise.equations import Sums, equations, solved
 from ..layerwise.few_rows import FewRows
 from ..layerwise.moments import Moments
 from ..layerwise.prefix import Prefix, Program, Store
 from ..layerwise.rows import Layer, as_matrix, as_weight, choose_positions, inputs, outputs
-from .options import MEMORY
 from .rectified import Rectified, Rows
 from .residual import Residual
 

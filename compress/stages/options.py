@@ -7,7 +7,8 @@ from ...errors import SlimrankError, near
 from ...evaluate.dataspec import needs_labels
 from ...evaluate.timing import Timing
 from ...option import nested, option
-from ..pruning.options import MEMORY, Cut
+from ..coalitions import MEMORY
+from ..pruning.options import Cut
 from ..rankers import DEFAULT, NAMES, ranker
 from ..training.recipe import Recipe
 
