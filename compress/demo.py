@@ -14,6 +14,7 @@ from .training.recipe import Recipe
 MODEL, SIZE = "resnet20-cifar", 16
 DIGITS = DataSpec(data="digits")
 EPOCHS, FINETUNE = 10, 6
+GENTLE = 0.005  # after a repair: the best mean validation top-1 of six epochs among 0.05, 0.02, 0.01, 0.005 and 0.002
 
 
 def prepare(out: str | Path, say: Callable[[str], None]) -> Run:
@@ -28,6 +29,6 @@ def prepare(out: str | Path, say: Callable[[str], None]) -> Run:
         training = done.training
         say(f"train      {training.seconds:7.1f} s  {MODEL} on {training.images:,} digits, {EPOCHS} epochs")
     options = CompressOptions(
-        data=DIGITS, training=Recipe(epochs=FINETUNE, lr=0.02), rivals=True, scratch_epochs=EPOCHS + FINETUNE
+        data=DIGITS, training=Recipe(epochs=FINETUNE, lr=GENTLE), rivals=True, scratch_epochs=EPOCHS + FINETUNE
     )
     return start(trained, out, options)
