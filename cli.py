@@ -18,6 +18,7 @@ from slimrank.compress.stages.options import (
     Common,
     CompareOptions,
     EvaluateOptions,
+    ExportOptions,
     InspectOptions,
     PruneOptions,
     RankOptions,
@@ -223,8 +224,9 @@ def export(args: argparse.Namespace) -> Result:
     from slimrank.compress.stages.export import export
 
     output(args.out, ".onnx", args.checkpoint)
+    wanted = asked(ExportOptions(), args).check()
     checkpoint, data = perhaps(args)
-    done = export(checkpoint, args.out, data)
+    done = export(checkpoint, args.out, data, wanted, seed=args.seed)
     return done.to_dict(), str(done)
 
 
@@ -338,7 +340,7 @@ VERBS = {
         explain, (Reading, DataSpec, ExplainOptions), reads="checkpoint",
         writes="folder for explain.json and explain.html (default: explain)", default_out="explain",
     ),
-    "export": Verb(export, (Reading, DataSpec), unasked=DATA, reads="checkpoint", writes="ONNX file to write"),
+    "export": Verb(export, (Reading, DataSpec, ExportOptions), unasked=DATA, reads="checkpoint", writes="ONNX file to write"),
     "bench": Verb(bench, (BenchOptions,)),
     "bench-head": Verb(bench_head, (Reading, FinalLayerOptions), may_read="take the final layer of this checkpoint"),
     "compress": Verb(

@@ -41,7 +41,7 @@ class Bench:
         self.data = open_data(spec, checkpoint.preprocessing, validation="test:0.2")
         self.model = checkpoint.model.eval()
         self.channels = channel_map(self.model, checkpoint.example())
-        self.layer, dense = classifier(self.model, self.channels)
+        self.layer, dense = classifier(self.model, self.channels, checkpoint.example())
         self.weight, self.bias = dense.weight.detach(), dense.bias.detach()
         self.target = centred(self.weight, self.bias)
         self.classes, self.m = self.weight.shape

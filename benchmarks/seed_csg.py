@@ -41,7 +41,7 @@ class Bench:
         self.name, self.rows, self.given, self.k = name, rows, checkpoint, K[name]
         self.data = open_data(spec, checkpoint.preprocessing, validation="test:0.2")
         self.classes = len(self.data.classes)
-        self.layer, _ = classifier(checkpoint.model, channel_map(checkpoint.model, checkpoint.example()))
+        self.layer, _ = classifier(checkpoint.model, channel_map(checkpoint.model, checkpoint.example()), checkpoint.example())
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(0))
         self.images = self.data.train.subset(order[:IMAGES])
 

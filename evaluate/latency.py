@@ -16,71 +16,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import SlimrankError, near
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-SWAP = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
-
-
-class Runner:
-    """An ONNX file ready to run: images (float32, [batch, channels, height, width]) in, logits out.
-
-    `threads`: of one operator; None takes all cores. Raises SlimrankError for a file that ONNX Runtime cannot load, a
-    provider that is not there, and where ONNX Runtime quietly falls back to another one.
-    """
-
-    def __init__(self, path: str | Path, provider: str = "cpu", threads: int | None = None):
-        wanted = check_provider(provider)
-        if Path(path).suffix == ".safetensors":
-            raise SlimrankError(f"{path} is a checkpoint, not an ONNX file; `slimrank export` makes one of it")
-        if not Path(path).is_file():
-            raise SlimrankError(f"no ONNX file at {path}; check the path")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            reason = str(error).strip().splitlines()[0][:200]
-            raise SlimrankError(f"ONNX Runtime cannot load {path}: {reason}; export it again") from error
-        actual = self.session.get_providers()[0]
-        if actual != wanted:
-            raise SlimrankError(
-                f"ONNX Runtime fell back to {actual} instead of {wanted}: its CUDA libraries did not load; "
-                "check the driver and the CUDA version of onnxruntime-gpu"
-            )
-        self.path = str(path)
-        self.input = self.session.get_inputs()[0]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        try:
-            logits = self.session.run(None, {self.input.name: images.numpy()})[0]
-        except Exception as error:
-            reason = str(error).strip().splitlines()[-1][:200]
-            raise SlimrankError(f"{self.path} does not run on images of {list(images.shape)}: {reason}") from error
-        return torch.from_numpy(logits)
-
-    def example(self, batch: int) -> np.ndarray:
-        """Random images, float32 [batch, ...]; raises SlimrankError for a file that leaves more than the batch open."""
-        shape = self.input.shape[1:]
-        if not all(isinstance(side, int) for side in shape):
-            raise SlimrankError(f"{self.path} leaves its input open ({self.input.shape}); export it with a fixed image size")
-        return np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
-
-
-def check_provider(provider: str) -> str:
-    """ONNX Runtime's name of a provider (cpu, cuda); raises SlimrankError where this machine does not have it."""
-    if provider not in PROVIDERS:
-        raise SlimrankError(f"no provider {provider!r}; {near(provider, list(PROVIDERS))}")
-    wanted = PROVIDERS[provider]
-    if wanted not in onnxruntime.get_available_providers():
-        raise SlimrankError(f"this onnxruntime has no {wanted}; on a machine with an NVIDIA GPU: {SWAP}")
-    return wanted
+from ..errors import SlimrankError
+from .runner import Runner, check_provider
 
 
 def check_settings(providers: Sequence[str], batches: Sequence[int], threads: Sequence[int]) -> None:
@@ -139,11 +78,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Timings of several models in one run; `speedups`: of each other model against the first, setting by setting."""
+    """Timings of several models in one run; `speedups`: of each other model against the first, setting by setting.
+
+    `note`: why other batch sizes were timed than those that were asked for.
+    """
 
     results: list[Latency]
     speedups: list[Speedup]
     machine: Machine
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -158,7 +101,7 @@ class Comparison:
                 f"  {r.model:28} {r.provider:8} {r.batch:5} {r.threads:7} {r.median_ms:11.3f} {r.p10_ms:8.3f} "
                 f"{r.p90_ms:8.3f} {shown}"
             )
-        return "\n".join(rows)
+        return "\n".join([*rows, *([f"  {self.note}"] if self.note else [])])
 
 
 def compare(
@@ -171,17 +114,18 @@ def compare(
 ) -> Comparison:
     """Time named ONNX files against each other; each setting takes about `seconds` a model, at least 15 runs.
 
-    Raises SlimrankError for a provider that is not there, and where ONNX Runtime would quietly fall back.
+    Where a file takes one batch size only, all are timed at that one. Raises SlimrankError for files that take different
+    ones, for a provider that is not there, and where ONNX Runtime would quietly fall back.
     """
     check_settings(providers, batches, threads)
     if not 0 < seconds < 3600:
         raise SlimrankError(f"`seconds` is {seconds}, must be positive")
+    batches, note = _possible(models, batches)
     results: list[Latency] = []
     settings = [(p, t, b) for p in providers for t in threads for b in batches]
     for provider, thread, batch in tqdm(settings, desc="latency", leave=False, disable=None):
         runners = {name: Runner(path, provider, thread) for name, path in models.items()}
-        feeds = {name: {r.input.name: r.example(batch)} for name, r in runners.items()}
-        times = interleaved({name: _call(r.session, feeds[name]) for name, r in runners.items()}, seconds)
+        times = interleaved({name: r.bound(batch) for name, r in runners.items()}, seconds)
         for name, taken in times.items():
             p10, median, p90 = np.percentile(taken, [10, 50, 90]) * 1e3
             results.append(Latency(name, provider, batch, thread, float(median), float(p10), float(p90), len(taken)))
@@ -192,17 +136,18 @@ def compare(
         for r in results
         if r.model != first
     ]
-    return Comparison(results, speedups, machine())
+    return Comparison(results, speedups, machine(), note)
 
 
-def _call(session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> Callable[[], object]:
-    """A call that runs the session once, inputs and outputs bound: ONNX Runtime's time without Python's in `session.run`."""
-    binding = session.io_binding()
-    for name, value in feed.items():
-        binding.bind_cpu_input(name, value)
-    for output in session.get_outputs():
-        binding.bind_output(output.name)
-    return lambda: (session.run_with_iobinding(binding), feed)[0]
+def _possible(models: Mapping[str, str | Path], batches: Sequence[int]) -> tuple[Sequence[int], str]:
+    """The batch sizes that all files take: those asked for, or the one that some file is fixed to, and then a note."""
+    fixed = {name: batch for name, path in models.items() if (batch := Runner(path).batch) is not None}
+    if not fixed or set(batches) == set(fixed.values()):
+        return batches, ""
+    told = ", ".join(f"{name} takes a batch of {batch}" for name, batch in fixed.items())
+    if len(set(fixed.values())) > 1:
+        raise SlimrankError(f"these files cannot be compared: {told}; export them with the same batch, or a dynamic one")
+    return tuple(set(fixed.values())), f"timed at no other batch size: {told} and no other"
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..errors import SlimrankError
 from ..evaluate.accuracy import predictor
-from ..evaluate.latency import Runner
+from ..evaluate.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,15 @@ class Parity:
     agreement: float
     images: int
     on: str
+
+    def check(self, tolerance: float) -> "Parity":
+        """Raise SlimrankError where the largest difference is more than this share of the logits' spread."""
+        if self.relative > tolerance:
+            raise SlimrankError(
+                f"the ONNX file does not compute what the model does: {self}; more than `tolerance` {tolerance} of the spread, "
+                "nothing is written: make the model deterministic in eval mode (dropout, noise), or raise `tolerance`"
+            )
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,7 +56,11 @@ def parity(model: nn.Module, runner: Runner, batches: Iterable[tuple[Tensor, Any
     total = squares = count = 0.0
     for images, _ in tqdm(batches, desc="parity", leave=False, disable=None):
         reference, logits = predict(images).cpu(), runner(images.cpu())
-        largest = max(largest, float((reference - logits).abs().max()))
+        if logits.shape != reference.shape:
+            raise SlimrankError(
+                f"the ONNX file gives {list(logits.shape)} for the model's {list(reference.shape)}; export it again"
+            )
+        largest = max(largest, float((reference - logits).abs().nan_to_num(nan=torch.inf).max()))
         same += int((reference.argmax(1) == logits.argmax(1)).sum())
         n += len(images)
         wide = reference.double()

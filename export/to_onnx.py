@@ -5,7 +5,9 @@ import copy
 import io
 import json
 import logging
+import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,26 +18,31 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SlimrankError
-from ..files import whole
+from ..files import ready
 
 KEY = "slimrank"
+OPSETS = range(18, 24)  # that the exporter writes itself; what it converts to older ones fails for most networks
 ONE_FILE = 2**31 - 2**24  # bytes of weights; protobuf holds less than 2 GiB
 
 
-def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[str, Any]) -> Path:
+def export(
+    model: nn.Module, example: Tensor, path: str | Path, metadata: dict[str, Any], *, opset: int | None = None
+) -> Path:  # fmt: skip
     """Write `model` as ONNX (dynamo exporter): input `images` [batch, channels, height, width], output `logits`.
 
     The batch is dynamic, the weights lie inside the one file (from 2 GB on, which protobuf cannot hold, in FILE.onnx.data
-    beside it), `metadata` is stored as JSON under the key `slimrank`.
+    beside it), `metadata` is stored as JSON under the key `slimrank`. `opset`: of ONNX's operators (None: the exporter's
+    own); the IR version is the oldest that this opset allows, so that older runtimes load the file.
     Raises SlimrankError where the exporter refuses the model's forward.
     """
     path = Path(path)
+    check_opset(opset)
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
     two = torch.cat([example[:1].cpu()] * 2)  # one image would be taken for a constant batch
     try:
         with _quiet():
             program = torch.onnx.export(
-                model, (two,), dynamo=True, external_data=False, verbose=False,
+                model, (two,), dynamo=True, external_data=False, verbose=False, opset_version=opset,
                 input_names=["images"], output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             )  # fmt: skip
@@ -46,23 +53,68 @@ def export(model: nn.Module, example: Tensor, path: str | Path, metadata: dict[s
     assert program is not None
     proto = program.model_proto
     _strip(proto.graph)
+    proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import))
     onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    beside = path.with_name(f"{path.name}.data")
-    beside.unlink(missing_ok=True)
-    with whole(path) as temporary:
+    with replacing(path) as fresh, _writing(path):
         if weights < ONE_FILE:
-            onnx.save(proto, temporary)
+            onnx.save(proto, fresh)
         else:
-            onnx.save(proto, temporary, save_as_external_data=True, location=beside.name)
+            onnx.save(proto, fresh, save_as_external_data=True, location=beside(fresh).name)
     return path
+
+
+def check_opset(opset: int | None) -> None:
+    """Raise SlimrankError for an opset that the exporter does not write."""
+    if opset is not None and opset not in OPSETS:
+        raise SlimrankError(f"`opset` is {opset}; the exporter writes {OPSETS[0]} (ONNX Runtime 1.14) to {OPSETS[-1]}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write an ONNX file, with its weights beside it or not; both take the place of `path`'s on success.
+
+    On any failure the old file and its weights stay as they were.
+    """
+    ready(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
+        yield fresh
+        with _writing(path):
+            outdated = _weights_beside(path) and not beside(fresh).exists()
+            if beside(fresh).exists():
+                os.replace(beside(fresh), beside(path))
+            os.replace(fresh, path)
+            if outdated:
+                beside(path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SlimrankError(f"cannot write {path.name}: {error.strerror or error}; choose another place with `out`") from error
+
+
+def beside(path: Path) -> Path:
+    """Where the weights of an ONNX file lie that cannot hold them."""
+    return path.with_name(f"{path.name}.data")
+
+
+def _weights_beside(path: Path) -> bool:
+    """Whether an ONNX file's weights are those beside it; not so where there is no readable file."""
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception:  # protobuf's own exceptions differ between versions
+        return False
+    return any(entry.value == beside(path).name for tensor in graph.initializer for entry in tensor.external_data)
 
 
 def size(path: str | Path) -> int:
     """Bytes of an ONNX file, with those of the weights beside it where it has any."""
     path = Path(path)
-    beside = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+    return path.stat().st_size + (beside(path).stat().st_size if _weights_beside(path) else 0)
 
 
 def _where(report: str) -> str:
@@ -81,11 +133,14 @@ def metadata(path: str | Path) -> dict[str, Any]:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own exceptions differ between versions
         raise SlimrankError(f"{path} is no ONNX file ({type(error).__name__}); export it again") from error
-    for entry in proto.metadata_props:
-        if entry.key == KEY:
-            stored: dict[str, Any] = json.loads(entry.value)
-            return stored
-    return {}
+    text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), "{}")
+    try:
+        stored = json.loads(text)
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict):
+        raise SlimrankError(f"{path} holds damaged metadata under `{KEY}`; export it again")
+    return stored
 
 
 def _strip(graph: onnx.GraphProto) -> None:

@@ -109,6 +109,8 @@ FAILS = [
     ("train --model resnet20-cifar --model-arg depht=3 --data digits -o out.safetensors", "--model-arg"),
     ("export dense.safetensors -o /proc/nowhere/m.onnx", "cannot write"),
     ("export dense.safetensors -o dense.safetensors", "must end in .onnx"),
+    ("export dense.safetensors --opset 13 -o m.onnx", "--opset is 13; the exporter writes 18"),
+    ("export dense.safetensors --tolerance nan -o m.onnx", "must be a share"),
     ("prune dense.safetensors --macs 0.5 -o x.pt", "must end in .safetensors"),
     ("prune dense.safetensors --macs 0.5 -o dense.safetensors", "is the file that is read"),
     ("rank dense.safetensors --ranker l1 -o r.svg", "must end in .json"),

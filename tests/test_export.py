@@ -1,19 +1,28 @@
 """ONNX files: parity, metadata, one file, dynamic batch; latency bookkeeping."""
 
+import contextlib
+import copy
+
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
+from onnx import helper, numpy_helper
 
 from slimrank.compress.head.install import with_head
 from slimrank.compress.head.low_rank import low_rank
 from slimrank.compress.head.timing import random_head
 from slimrank.compress.network import zoo
-from slimrank.compress.network.checkpoint import load
+from slimrank.compress.network.checkpoint import Checkpoint, load
 from slimrank.compress.stages.export import compared, onnx_metadata
+from slimrank.compress.stages.export import export as export_stage
+from slimrank.compress.stages.options import ExportOptions
 from slimrank.errors import SlimrankError
-from slimrank.evaluate.data import open_data
-from slimrank.evaluate.latency import PROVIDERS, Runner, compare, interleaved
+from slimrank.evaluate.data import Preprocessing, open_data
+from slimrank.evaluate.latency import compare, interleaved
+from slimrank.evaluate.runner import PROVIDERS, Runner
 from slimrank.export import to_onnx
 from slimrank.export.parity import parity
 from slimrank.export.quantize import quantized
@@ -133,6 +142,113 @@ def test_parity_sees_a_wrong_file(tmp_path):
     found = parity(model, Runner(path), [(torch.randn(64, 1, 28, 28), None)], "random inputs")
     assert found.relative > 0.1
     assert found.agreement < 1
+
+
+class Restless(torch.nn.Module):
+    """A LeNet whose logits differ from run to run, in eval mode too."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.net, self.how = zoo.build("lenet5"), how
+
+    def forward(self, x):
+        y = self.net(x)
+        return F.dropout(y, 0.3) if self.how == "dropout" else y + torch.randn_like(y) * self.net.fc3.weight.std()
+
+
+def dead():
+    model = zoo.build("lenet5")
+    model.fc3.weight.data.zero_()
+    model.fc3.bias.data.zero_()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "says", "beside"),
+    [
+        (lambda: Restless("dropout"), "more than `tolerance` 0.01", b"weights of the old file"),
+        (lambda: Restless("noise"), "more than `tolerance` 0.01", None),
+        (dead, "proves nothing", None),
+    ],
+    ids=["dropout, weights beside", "noise", "dead"],
+)
+def test_a_refused_export_leaves_the_old_file(tmp_path, monkeypatch, make, says, beside):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"old")
+    if beside:
+        path.with_name("m.onnx.data").write_bytes(beside)
+        monkeypatch.setattr(to_onnx, "ONE_FILE", 0)
+    torch.manual_seed(0)
+    checkpoint = Checkpoint(make().eval(), "lenet5", {}, Preprocessing(28, (0.5,), (0.5,)))
+    with pytest.raises(SlimrankError, match=says):
+        export_stage(checkpoint, path)
+    left = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert left == {"m.onnx": b"old"} | ({"m.onnx.data": beside} if beside else {})
+
+
+def test_a_tolerance_that_is_asked_for_is_kept_to(tmp_path):
+    torch.manual_seed(0)
+    checkpoint = Checkpoint(Restless("noise").eval(), "lenet5", {}, Preprocessing(28, (0.5,), (0.5,)))
+    found = export_stage(checkpoint, tmp_path / "m.onnx", None, ExportOptions(tolerance=1e9))
+    assert found.parity.relative > 0.01
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def stored(path, wide):
+    """An ONNX file of one weight, which lies beside it where `wide`."""
+    weight = numpy_helper.from_array(np.random.default_rng(wide).standard_normal((64, 64)), "weight")
+    graph = helper.make_graph([], "g", [], [helper.make_tensor_value_info("weight", weight.data_type, [64, 64])], [weight])
+    onnx.save(helper.make_model(graph), path, save_as_external_data=wide, location=f"{path.name}.data", size_threshold=0)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("new", [False, True], ids=["one file", "weights beside"])
+@pytest.mark.parametrize("old", [False, True], ids=["over one file", "over weights beside"])
+def test_a_file_and_its_weights_are_replaced_together_or_not_at_all(tmp_path, old, new):
+    path = tmp_path / "m.onnx"
+    stored(path, old)
+    before = contents(tmp_path)
+    with contextlib.suppress(KeyboardInterrupt), to_onnx.replacing(path) as fresh:
+        stored(fresh, new)
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == before
+    with to_onnx.replacing(path) as fresh:
+        stored(fresh, new)
+        wanted = contents(fresh.parent)
+    assert contents(tmp_path) == wanted
+    assert len(wanted) == 1 + new
+    assert to_onnx.size(path) == sum(map(len, wanted.values()))
+
+
+def test_somebody_elses_file_beside_is_left_alone(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.with_name("m.onnx.data").write_bytes(b"mine")
+    for _ in range(2):
+        with to_onnx.replacing(path) as fresh:
+            stored(fresh, False)
+        assert path.with_name("m.onnx.data").read_bytes() == b"mine"
+        assert to_onnx.size(path) == path.stat().st_size
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(18, 8), (21, 10)])
+def test_opset_for_older_runtimes(tmp_path, opset, ir):
+    linear, x = torch.nn.Linear(96, 30), torch.randn(3, 96)
+    path = export(linear, x[:1], tmp_path / "m.onnx", {}, opset=opset)
+    made = onnx.load(path)
+    assert (made.opset_import[0].version, made.ir_version) == (opset, ir)
+    torch.testing.assert_close(Runner(path)(x), linear(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_logits_that_are_no_numbers_differ(tmp_path):
+    linear = torch.nn.Linear(96, 30)
+    broken = copy.deepcopy(linear)
+    broken.weight.data[3] = torch.nan
+    path = export(broken, torch.zeros(1, 96), tmp_path / "m.onnx", {})
+    with pytest.raises(SlimrankError, match="does not compute what the model does"):
+        parity(linear, Runner(path), [(torch.randn(4, 96), None)], "random inputs").check(0.5)
 
 
 def test_bad_files_and_providers(tmp_path):

@@ -5,13 +5,15 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from slimrank.compress.head import timing
+from slimrank.compress.head.classifier import Classifier
 from slimrank.compress.head.options import HeadOptions, default_k
 from slimrank.compress.head.specialize import specialize
-from slimrank.compress.network.checkpoint import load
+from slimrank.compress.network.checkpoint import Checkpoint, load
 from slimrank.errors import SlimrankError
-from slimrank.evaluate.data import open_data
+from slimrank.evaluate.data import Preprocessing, open_data
 from slimrank.evaluate.latency import Comparison, Speedup, machine
 
 FASTER, SLOWER = 2.0, 0.5
@@ -96,3 +98,37 @@ def test_errors_name_the_parameter(given, options, name):
 def test_options_need_no_torch():
     code = "import sys, slimrank.compress.head.options; sys.exit(bool({'torch', 'numpy', 'onnxruntime'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class NotTheEnd(nn.Module):
+    """A network whose last linear layer does not give its logits, by `how`."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.stem, self.fc, self.how = nn.Conv2d(1, 8, 3), nn.Linear(8, 10), how
+        self.second, self.norm, self.scale = nn.Linear(8, 10), nn.BatchNorm1d(10), nn.Parameter(torch.tensor(2.0))
+        nn.init.uniform_(self.norm.bias)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x, other = x.mean((2, 3)), x.amax((2, 3))
+        ends = {
+            "averaged": lambda: (self.fc(x) + self.second(x)) / 2, "twice": lambda: self.fc(x) + self.fc(other),
+            "norm": lambda: self.norm(self.fc(x)), "scale": lambda: self.fc(x) * self.scale,
+            "softmax": lambda: self.fc(x).softmax(1), "bias": lambda: self.fc(x) + self.norm.bias,
+            "flipped": lambda: self.fc(x).flip(1), "end": lambda: self.fc(x), "reshaped": lambda: self.fc(x).view(-1, 10) * 1.0,
+        }  # fmt: skip
+        return ends[self.how]()
+
+
+@pytest.mark.parametrize("how", ["averaged", "twice", "norm", "scale", "softmax", "bias", "flipped"])
+def test_a_layer_that_does_not_give_the_logits_is_no_classifier(how):
+    checkpoint = Checkpoint(NotTheEnd(how).eval(), "x", {}, Preprocessing(8, (0.5,), (0.5,)))
+    with pytest.raises(SlimrankError, match=r"logits are not what its last linear layer|the classifier .* is a"):
+        Classifier.of(checkpoint)
+
+
+@pytest.mark.parametrize("how", ["end", "reshaped"])
+def test_a_layer_that_gives_the_logits_is_the_classifier(how):
+    checkpoint = Checkpoint(NotTheEnd(how).eval(), "x", {}, Preprocessing(8, (0.5,), (0.5,)))
+    assert Classifier.of(checkpoint).layer == "fc"

@@ -20,10 +20,13 @@ Batches = Iterable[tuple[Tensor, Tensor]]  # features [images, m], labels [image
 Keeper = Callable[[Tensor, Tensor], None]
 
 
-def classifier(model: nn.Module, channels: ChannelMap, layer: str | None = None) -> tuple[str, nn.Linear]:
+def classifier(
+    model: nn.Module, channels: ChannelMap, example: Tensor, layer: str | None = None
+) -> tuple[str, nn.Linear]:  # fmt: skip
     """Find the linear layer whose outputs are the classes, and its name.
 
-    Raises SlimrankError where `layer`, the name that the caller expects, is another, and where the classifier is not linear.
+    Raises SlimrankError where `layer`, the name that the caller expects, is another, where the classifier is not linear,
+    and where what it gives on `example` images is not what the network gives.
     """
     name = channels.classifier
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
@@ -37,7 +40,22 @@ def classifier(model: nn.Module, channels: ChannelMap, layer: str | None = None)
     if not isinstance(module, nn.Linear):
         kind = type(module).__name__
         raise SlimrankError(f"the classifier {name} is a {kind}; only a linear layer is told apart by class so far")
+    _check_last(model, name, module, example)
     return name, module
+
+
+def _check_last(model: nn.Module, name: str, layer: nn.Linear, example: Tensor) -> None:
+    """Raise SlimrankError where the network's logits are not the layer's, as with a second head or BatchNorm behind it."""
+    training = model.training
+    with torch.inference_mode(), captured(model, [name]) as inputs:
+        logits = model.eval()(example)
+        given = layer(inputs[name])
+    model.train(training)
+    if given.shape != logits.shape or bool((given - logits).abs().max() > 1e-4 * logits.abs().max()):
+        raise SlimrankError(
+            f"the network's logits are not what its last linear layer {name} gives: something is computed behind it, or other "
+            "layers join in; fold that into one linear layer, or let the network end with this one"
+        )
 
 
 def features(model: nn.Module, layer: str, batches: Batches) -> Batches:

@@ -113,7 +113,7 @@ def _classes(
 ) -> tuple[ClassPart | None, list[str]]:
     """The classes' part; None, with a note, where the classifier is not one linear layer."""
     try:
-        layer, linear = classifier(checkpoint.model, channels)
+        layer, linear = classifier(checkpoint.model, channels, checkpoint.example())
     except SlimrankError as error:
         return None, [f"no class part: {error}"]
     return explain_classes(

@@ -117,7 +117,7 @@ def final_layer(checkpoint: Checkpoint) -> SubspaceLinear | nn.Linear:
     """The layer that gives the classes; SlimrankError where it is neither dense nor a class-specific head."""
     channels = channels_of(checkpoint)
     layer = checkpoint.model.get_submodule(channels.classifier)
-    return layer if isinstance(layer, SubspaceLinear) else classifier(checkpoint.model, channels)[1]
+    return layer if isinstance(layer, SubspaceLinear) else classifier(checkpoint.model, channels, checkpoint.example())[1]
 
 
 def shape_of(layer: SubspaceLinear | nn.Linear | None, options: FinalLayerOptions) -> FinalLayerShape:

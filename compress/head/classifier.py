@@ -30,9 +30,12 @@ class Classifier:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, layer: str | None = None) -> "Classifier":
-        """Find the layer that gives the classes; SlimrankError where it is not linear, or not called `layer`."""
+        """Find the layer that gives the classes.
+
+        Raises SlimrankError where it is not linear, not called `layer`, or what it gives is not what the network gives.
+        """
         channels = channels_of(checkpoint)
-        name, dense = classifier(checkpoint.model, channels, layer)
+        name, dense = classifier(checkpoint.model, channels, checkpoint.example(), layer)
         weight = dense.weight.detach().cpu()
         bias = torch.zeros(len(weight)) if dense.bias is None else dense.bias.detach().cpu()
         return cls(checkpoint, channels, name, dense, weight, bias)

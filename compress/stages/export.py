@@ -8,11 +8,12 @@ import torch
 
 from ... import __version__
 from ...evaluate.data import Data
-from ...evaluate.latency import Runner
+from ...evaluate.runner import Runner
 from ...export.parity import Parity, parity
 from ...export.to_onnx import export as to_onnx
-from ...export.to_onnx import size
+from ...export.to_onnx import replacing, size
 from ..network.checkpoint import Checkpoint
+from .options import ExportOptions
 
 RANDOM_INPUTS = 64
 
@@ -32,12 +33,21 @@ class Exported:
         return f"{self.path}: {self.bytes:,} bytes\n{self.parity}"
 
 
-def export(checkpoint: Checkpoint, path: Path, data: Data | None = None, *, seed: int = 0) -> Exported:
-    """Write the ONNX file; parity is measured on the test split, or on random inputs, labelled so, without data."""
+def export(
+    checkpoint: Checkpoint, path: Path, data: Data | None = None, options: ExportOptions | None = None, *, seed: int = 0
+) -> Exported:
+    """Write the ONNX file; parity is measured on the test split, or on random inputs, labelled so, without data.
+
+    Nothing is written, and an older file stays, where the file differs from the network by more than `tolerance`: then
+    raises SlimrankError.
+    """
+    options = (options or ExportOptions()).check()
     if data is not None:
         checkpoint = checkpoint.with_classes(data)
-    to_onnx(checkpoint.model, checkpoint.example(), path, onnx_metadata(checkpoint))
-    return Exported(path=path, bytes=size(path), parity=compared(checkpoint, path, data, seed=seed))
+    with replacing(path) as fresh:
+        to_onnx(checkpoint.model, checkpoint.example(), fresh, onnx_metadata(checkpoint), opset=options.opset)
+        found = compared(checkpoint, fresh, data, seed=seed).check(options.tolerance)
+    return Exported(path=path, bytes=size(path), parity=found)
 
 
 def onnx_metadata(checkpoint: Checkpoint) -> dict[str, Any]:

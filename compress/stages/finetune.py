@@ -89,7 +89,7 @@ def finetune(
     if recipe.block_norm is not None:
         trained, shrunk = _without_vanished(trained, recipe.block_norm)
     if training.gates is not None:
-        layer, _ = classifier(model, channels_of(trained))
+        layer, _ = classifier(model, channels_of(trained), trained.example())
         trained = replace(trained, gates=training.gates)
         with on(recipe.device, model):
             gated = gates.measure_gates(model, layer, training.gates, test.batches(device=recipe.device), classes)

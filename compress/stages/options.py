@@ -1,5 +1,6 @@
 """What the stages are asked for, composed of what lies beside their parts. Free of torch: the parser reads it."""
 
+import math
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
@@ -138,6 +139,21 @@ class InspectOptions:
 class EvaluateOptions:
     timing: Timing = nested(Timing())
     split: str = option("test", choices=("train", "validation", "test"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    opset: int | None = option(None, "of ONNX's operators, 18 (ONNX Runtime 1.14) to 23 (default: the exporter's own)")
+    tolerance: float = option(0.01, "largest difference from PyTorch, as a share of the logits' spread (default {default})")
+
+    def check(self) -> "ExportOptions":
+        """Raise SlimrankError for an opset that is not written, and a tolerance that is no share."""
+        from ...export.to_onnx import check_opset
+
+        check_opset(self.opset)
+        if not 0 <= self.tolerance < math.inf:
+            raise SlimrankError(f"`tolerance` is {self.tolerance}, must be a share of the logits' spread, as 0.01")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ def regularisers(model: nn.Module, recipe: Recipe, example: Tensor, gates: Tenso
     channels = channel_map(model, example)
     chosen: list[Regulariser] = []
     if recipe.csg is not None:
-        layer, linear = classifier(model, channels)
+        layer, linear = classifier(model, channels, example)
         chosen.append(Gates(model, layer, linear.weight, recipe.csg, gates))
     if recipe.block_norm is not None:
         chosen.append(BlockNormRegulariser(model, channels, recipe.block_norm))
