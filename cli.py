@@ -29,10 +29,11 @@ from slimrank.compress.stages.options import (
     TeacherOptions,
 )  # fmt: skip
 from slimrank.compress.training.recipe import Interpretable, Recipe
-from slimrank.errors import SlimrankError, flagged, flagged_json
+from slimrank.errors import SlimrankError, flagged, flagged_json, warnings_to
 from slimrank.evaluate.dataspec import DataSpec
+from slimrank.evaluate.imagespec import ImageSpec
 from slimrank.files import output
-from slimrank.option import built, options
+from slimrank.option import built, flat, options
 
 if TYPE_CHECKING:
     from slimrank.compress.network.checkpoint import Checkpoint
@@ -55,8 +56,7 @@ def train(args: argparse.Namespace) -> Result:
     elif reading.model is None:
         raise SlimrankError("train needs `model` NAME (a fresh network) or `start` CKPT")
     else:
-        seen = {"size": reading.size, "mean": reading.mean, "std": reading.std}
-        given = untrained(reading.model, dict(reading.model_arg), spec, seed=args.seed, **seen)
+        given = untrained(reading.model, dict(reading.model_arg), spec, seed=args.seed, images=reading.images)
     done = finetune(given, spec.open(given.preprocessing), recipe, progress=part(args.out), step="train")
     save(done.checkpoint, args.out)
     part(args.out).unlink(missing_ok=True)
@@ -77,8 +77,8 @@ def evaluate(args: argparse.Namespace) -> Result:
     from slimrank.compress.stages.evaluate import evaluate, evaluate_onnx
 
     if args.checkpoint.suffix == ".onnx":
-        seen = {"size": args.size, "mean": args.mean, "std": args.std}
-        found = evaluate_onnx(args.checkpoint, spec_of(args), split=args.split, provider=args.providers[0], **seen)
+        seen = asked(ImageSpec(), args)
+        found = evaluate_onnx(args.checkpoint, spec_of(args), split=args.split, provider=args.providers[0], images=seen)
     else:
         checkpoint, data = given(args)
         found = evaluate(checkpoint, data, split=args.split, device=args.device)
@@ -179,7 +179,7 @@ def finetune(args: argparse.Namespace) -> Result:
     teacher = None
     if args.teacher is not None:
         own = args.teacher.suffix == ".safetensors"  # says itself how it sees images
-        seen = {} if own else {"size": args.size, "mean": args.mean, "std": args.std, "trust_pickle": args.trust_pickle}
+        seen = {} if own else {"trust_pickle": args.trust_pickle, **flat(asked(ImageSpec(), args))}
         teacher = load(args.teacher, model=args.teacher_model, **seen)
     checkpoint, data = given(args)
     done = finetune(checkpoint, data, asked(Recipe(), args), teacher=teacher, progress=part(args.out))
@@ -354,6 +354,12 @@ FLAGS = flags(VERBS.values(), COMMON)
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit status: 0 done, 1 an error in one line on stderr, 2 usage."""
     args = parser(VERBS, COMMON).parse_args(argv)
+    with warnings_to(say):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb that was parsed; the exit status."""
     try:
         asked(Common(), args).check()
         result, text = VERBS[args.verb].run(args)

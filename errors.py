@@ -1,7 +1,9 @@
-"""The one exception users see."""
+"""The one exception users see, and the one warning."""
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -11,6 +13,26 @@ class SlimrankError(Exception):
     A parameter stands between backticks, as in "`min_filters` is 0, must be at least 1". Python users read it so; the
     command line prints its flag (`flagged`).
     """
+
+
+class SlimrankWarning(UserWarning):
+    """What does not stop a run but should be known, told in one line as errors are."""
+
+
+@contextmanager
+def warnings_to(say: Callable[[str], None]) -> Iterator[None]:
+    """Within the context each of our warnings goes to `say`, as one line; those of libraries are shown as Python does."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, SlimrankWarning):
+                say(f"warning: {message}")
+            else:
+                usual(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def flagged(message: str, flags: Mapping[str, str]) -> str:

@@ -60,7 +60,7 @@ def inspected(minutes: float | None) -> None:
     rows = Rows("zoo_inspect", minutes, torch=torch.__version__)
 
     def row(name: str) -> dict:
-        model, size = zoo.build(name).eval(), zoo.input_size(name)
+        model, size = zoo.build(name).eval(), zoo.preprocessing(name, 3).shape[1]
         channels = channel_map(model, torch.randn(1, 3, size, size))
         groups = channels.groups
         return {
@@ -84,7 +84,7 @@ def tried(make) -> dict:
 def measure(name: str, spec: str) -> dict:
     began = time.perf_counter()
     torch.manual_seed(0)
-    size = zoo.input_size(name)
+    size = zoo.preprocessing(name, 3).shape[1]
     images = open_data(spec, Preprocessing.default(3, size), limit=16).split("train")
     x = images.preprocessing.normalise(images.pixels(torch.arange(16)))
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..evaluate.dataspec import DataSpec
+from ..evaluate.imagespec import ImageSpec
 from ..files import ready
 from .network.checkpoint import save
 from .options import CompressOptions
@@ -22,7 +23,7 @@ def prepare(out: str | Path, say: Callable[[str], None]) -> Run:
     trained = Path(out) / "trained.safetensors"
     ready(trained)
     if not trained.exists():
-        blank = untrained(MODEL, None, DIGITS, seed=DIGITS.seed, size=SIZE)
+        blank = untrained(MODEL, None, DIGITS, seed=DIGITS.seed, images=ImageSpec(size=SIZE))
         data = DIGITS.open(blank.preprocessing)
         done = finetune(blank, data, Recipe(epochs=EPOCHS, lr=0.1), step="train")
         save(done.checkpoint, trained)

@@ -153,7 +153,10 @@ def test_broken_and_uneven_folders(tmp_path):
         open_data(f"folder:{odd}", RGB)
 
 
-@pytest.mark.parametrize(("mean", "std", "match"), [((0.5, 0.5), (0.5, 0.5), "1 or 3"), ((0.5,), (0.0,), "positive")])
+@pytest.mark.parametrize(
+    ("mean", "std", "match"),
+    [((0.5, 0.5), (0.5,), "one of each"), ((), (), "one of each"), ((0.5,), (0.0,), "positive"), ((np.nan,), (1,), "finite")],
+)
 def test_bad_preprocessing(mean, std, match):
     with pytest.raises(SlimrankError, match=match):
         Preprocessing(8, mean, std)

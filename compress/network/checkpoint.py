@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SlimrankError
+from ...evaluate.imagespec import ImageSpec
 from . import foreign, slim_file
 from .record import SEEN, Checkpoint
 from .state import check_finite, read_safetensors
 
 __all__ = ["SEEN", "Checkpoint", "load", "save"]
-
-MAX_SIZE = 4096  # pixels a side; what is larger is a slip of the keyboard
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
@@ -23,14 +22,13 @@ def load(
     *,
     model: str | None = None,
     model_arg: dict[str, Any] | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    size: int | None = None,
     trust_pickle: bool = False,
+    **images: Any,
 ) -> Checkpoint:
     """Read a slim checkpoint, or a foreign one (.pt, .pth, .th, .safetensors) with the model's name.
 
-    `model`: as `zoo.build` takes it, with `model_arg` for its constructor; `mean`, `std` and `size`: how it sees images.
+    `model`: as `zoo.build` takes it, with `model_arg` for its constructor; `images`: how it sees them, the fields of
+    `ImageSpec` (size, resize, crop_pct, interpolation, mean, std, range).
     Foreign files are unpickled with weights_only=True; nesting under state_dict or model and `module.` prefixes are undone;
     without `num_classes` the last bias tells how many. Raises SlimrankError for whatever does not fit.
     """
@@ -40,8 +38,7 @@ def load(
         raise SlimrankError(f"no checkpoint at {path}: it {what}; check the path")
     if path.suffix == ".onnx":
         raise SlimrankError(f"{path} is an ONNX file; this verb takes a checkpoint (evaluate and bench take ONNX)")
-    if size is not None and not 1 <= size <= MAX_SIZE:
-        raise SlimrankError(f"`size` is {size}, must lie in 1..{MAX_SIZE} pixels")
+    seen = ImageSpec(**images)
     header: slim_file.Header | None = None
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
@@ -52,12 +49,14 @@ def load(
         model = model or name_in_file
     check_finite(state, path)
     if header is not None:
-        if mean or std or size is not None or model_arg or (model and model != header.get("model")):
+        other = {"model": bool(model) and model != header.get("model"), "model_arg": bool(model_arg)}
+        said = [*(name for name, given in other.items() if given), *seen.given]
+        if said:
             raise SlimrankError(
-                f"{path} carries its own model ({header.get('model')}) and preprocessing; leave out `model`, `model_arg`, "
-                "`mean`, `std` and `size`"
+                f"{path} carries its own model ({header.get('model')}) and preprocessing; leave out "
+                + ", ".join(f"`{name}`" for name in said)
             )
         return slim_file.rebuild(path, state, header, trusted=model is not None)
     if model is None:
         raise SlimrankError(f"{path} does not say what network it is; add `model` NAME, as `model` resnet18")
-    return foreign.build(path, state, model, model_arg, mean, std, size)
+    return foreign.build(path, state, model, model_arg, seen)

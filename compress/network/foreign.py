@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError
-from ...evaluate.data import Preprocessing
+from ...evaluate.imagespec import ImageSpec
 from . import zoo
 from .record import Checkpoint
 from .state import State, fill
@@ -63,13 +63,11 @@ def build(
     state: State,
     name: str,
     arguments: dict[str, Any] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    size: int | None,
+    images: ImageSpec,
 ) -> Checkpoint:
     """Build the named network and fill in a file's tensors; without `num_classes` the last bias tells how many.
 
-    `mean`, `std` (one value a channel) and `size` (pixels a side) default to those usual for the network.
+    `images` says how the network sees images; what it leaves open is as usual for the network.
     """
     arguments = dict(arguments or {})
     last = next((t for t in reversed(state.values()) if t.dim() == 1), None)
@@ -78,8 +76,7 @@ def build(
     model = zoo.build(name, arguments)
     fill(model, state, path, f"{name} {arguments}")
     channels = zoo.input_channels(model)
-    default = Preprocessing.default(channels, zoo.input_size(name) if size is None else size)
-    preprocessing = Preprocessing(default.size, mean or default.mean, std or default.std)
+    preprocessing = images.over(zoo.preprocessing(name, channels, path.name))
     if len(preprocessing.mean) != channels:
         raise SlimrankError(f"`mean` has {len(preprocessing.mean)} values, the model reads {channels} channels")
     return Checkpoint(model.eval(), name, arguments, preprocessing, None, [{"step": "read", "file": path.name}])

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...option import option
+from ...evaluate.imagespec import ImageSpec
+from ...option import flat, nested, option
 
 if TYPE_CHECKING:
     from .record import Checkpoint
@@ -31,17 +32,15 @@ class Reading:
         None, "for foreign checkpoints: resnet20-cifar, resnet18, package.module:function, ...", metavar="NAME"
     )
     model_arg: tuple[tuple[str, Any], ...] = option((), read=pair, metavar="K=V", repeat=True)
-    mean: tuple[float, ...] | None = option(None, "for foreign checkpoints, comma-separated (default: ImageNet's)")
-    std: tuple[float, ...] | None = option(None)
-    size: int | None = option(None, "image size for foreign checkpoints (default: the network's own)")
+    images: ImageSpec = nested(ImageSpec())
     trust_pickle: bool = option(False, "unpickle a file that holds code (it will run)")
 
     @property
     def words(self) -> dict[str, Any]:
         """Keyword arguments of `checkpoint.load`."""
         return {
-            "model": self.model, "model_arg": dict(self.model_arg) or None, "mean": self.mean, "std": self.std,
-            "size": self.size, "trust_pickle": self.trust_pickle,
+            "model": self.model, "model_arg": dict(self.model_arg) or None, "trust_pickle": self.trust_pickle,
+            **flat(self.images),
         }  # fmt: skip
 
     def load(self, path: Path) -> "Checkpoint":

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 
 from ...errors import SlimrankError, near
+from ...evaluate.data import Preprocessing
+from . import published
 from .papers import CifarResnet, Lenet5, Vgg16Cifar
 from .resize import CONVS
 
@@ -78,11 +80,15 @@ def accepts(name: str, argument: str, trusted: bool = True) -> bool:
     return argument in parameters or (argument == "num_classes" and passes_on)
 
 
-def input_size(name: str) -> int:
-    """Pixels a side of the images that a network is made for, by its name; 224 where the name does not tell."""
+def preprocessing(name: str, channels: int, file: str = "") -> Preprocessing:
+    """How a network of this name is used to see images of so many channels; 224 pixels a side where the name does not tell.
+
+    torchvision's networks: as their published weights were measured, those of the checkpoint `file` where it is one of them.
+    """
     if name in OWN:
-        return OWN[name][1]
-    return 299 if name == "inception_v3" else 224
+        return Preprocessing.default(channels, OWN[name][1])
+    theirs = None if ":" in name else published.from_torchvision(name, file)
+    return published.in_channels(theirs or Preprocessing.default(channels, 224), channels)
 
 
 def input_channels(model: nn.Module) -> int:

@@ -9,6 +9,7 @@ import torch
 from ...errors import SlimrankError
 from ...evaluate.data import Data, Preprocessing
 from ...evaluate.dataspec import DataSpec
+from ...evaluate.imagespec import ImageSpec
 from ..channels import channels_of
 from ..channels.features import classifier
 from ..network import zoo
@@ -100,31 +101,28 @@ def finetune(
 
 
 def fresh(
-    name: str, arguments: dict[str, Any] | None, classes: list[str], channels: int, size: int | None, seed: int
+    name: str, arguments: dict[str, Any] | None, classes: list[str], channels: int, images: ImageSpec | None, seed: int
 ) -> Checkpoint:
     """A network with random weights, fitted to the data's classes (and channels, where its constructor takes them)."""
-    arguments = dict(arguments or {})
+    arguments, images = dict(arguments or {}), images or ImageSpec()
     wanted = {"num_classes": len(classes), "in_channels": channels}
     for key, value in wanted.items():
         if key not in arguments and zoo.accepts(name, key):
             arguments[key] = value
-    if size and "size" not in arguments and zoo.accepts(name, "size"):
-        arguments["size"] = size
+    if images.size is not None and "size" not in arguments and zoo.accepts(name, "size"):
+        arguments["size"] = images.size
     torch.manual_seed(seed)
     model = zoo.build(name, arguments)
-    preprocessing = Preprocessing.default(zoo.input_channels(model), size or zoo.input_size(name))
+    preprocessing = images.over(zoo.preprocessing(name, zoo.input_channels(model)))
     return Checkpoint(model, name, arguments, preprocessing, classes, [{"step": "build", "seed": seed}])
 
 
 def untrained(
-    name: str, arguments: dict[str, Any] | None, spec: DataSpec, *, seed: int, size: int | None = None,
-    mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
-) -> Checkpoint:  # fmt: skip
-    """Build a network by name with random weights, for the classes and colours of a data set."""
+    name: str, arguments: dict[str, Any] | None, spec: DataSpec, *, seed: int, images: ImageSpec | None = None
+) -> Checkpoint:
+    """Build a network by name with random weights, for the classes and colours of a data set; `images`: how it sees them."""
     probe = spec.open(Preprocessing.default(1, 8))  # classes and colour, whatever the size will be
-    blank = fresh(name, arguments, probe.classes_for("training"), probe.channels, size, seed)
-    seen = blank.preprocessing
-    return replace(blank, preprocessing=Preprocessing(seen.size, mean or seen.mean, std or seen.std))
+    return fresh(name, arguments, probe.classes_for("training"), probe.channels, images, seed)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,18 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ...errors import SlimrankError
 from ..data import Preprocessing
+from ..data.decode import opened
 
 CATEGORIES = ("object", "part", "color", "scene", "material", "texture")
 SPELLINGS = {"colour": "color"}
@@ -122,10 +124,9 @@ class Concepts:
         return (item for item in self._items(row) if not item.isdecimal())
 
     def pixels(self, i: int, preprocessing: Preprocessing) -> Tensor:
-        """Image i as the network sees it: the whole picture, scaled to a square; uint8 [channels, size, size]."""
-        picture = self._open(self.rows[i]["image"]).convert("L" if len(preprocessing.mean) == 1 else "RGB")
-        array = np.asarray(picture.resize((preprocessing.size,) * 2, Image.Resampling.BILINEAR))
-        return torch.from_numpy((array[None] if array.ndim == 2 else array.transpose(2, 0, 1)).copy())
+        """Image i as the network sees it: the whole picture, whatever its shape; uint8 [channels, height, width]."""
+        whole = replace(preprocessing, resize=preprocessing.shape[1:], crop_pct=1.0, interpolation="bilinear")
+        return torch.from_numpy(whole.pixels(self._open(self.rows[i]["image"])).copy())
 
     def annotation(self, i: int) -> tuple[Tensor, Tensor]:
         """The concepts in image i (positions in `names`, [concepts]) and the pixels of each, bool [concepts, sh, sw]."""
@@ -162,9 +163,6 @@ class Concepts:
 
     def _open(self, name: str) -> Image.Image:
         path = self.folder / "images" / name
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-                return opened
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            raise SlimrankError(f"{path} cannot be read as an image ({error}); mend or remove it") from error
+        with opened(path) as picture:
+            picture.load()
+            return picture

@@ -1,11 +1,13 @@
 """folder:DIR: train/, val/ and test/, each with a folder a class."""
 
+import os
 from pathlib import Path
 
 import torch
 
 from ...errors import SlimrankError
 from .images import Images
+from .listing import Listing, visible
 from .preprocessing import Preprocessing
 
 SPELLINGS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": ["test"]}
@@ -14,10 +16,9 @@ SPELLINGS = {"train": ["train"], "val": ["val", "valid", "validation"], "test": 
 def open_folder(root: Path, preprocessing: Preprocessing) -> tuple[list[str], dict[str, Images]]:
     """List a folder's images: class names, and the splits by name (train, validation, test; not every one need be there).
 
-    Raises SlimrankError where there is no split, a class has no image, or the splits differ in classes.
+    Hidden files and folders are passed over; other files that are no pictures are counted and told. Raises SlimrankError where
+    there is no split, a class has no image, or the splits differ in classes.
     """
-    from torchvision.datasets import ImageFolder
-
     if not root.is_dir():
         raise SlimrankError(f"`data` folder:{root}: there is no such folder; check the path")
     folders = {key: root / name for key, names in SPELLINGS.items() for name in names if (root / name).is_dir()}
@@ -26,18 +27,38 @@ def open_folder(root: Path, preprocessing: Preprocessing) -> tuple[list[str], di
     roles = _roles(set(folders))
     splits: dict[str, Images] = {}
     classes: list[str] = []
+    listing = Listing()
     for key, folder in folders.items():
-        try:
-            listing = ImageFolder(folder, loader=str)
-        except FileNotFoundError as error:
-            reason = str(error).splitlines()[0].split(" Supported")[0].rstrip(".")
-            raise SlimrankError(f"{folder}: {reason}; every class needs images of its own") from error
-        if classes and classes != listing.classes:
-            odd = sorted(set(classes) ^ set(listing.classes))[:3]
+        pictures = _by_class(folder, listing)
+        if classes and classes != list(pictures):
+            odd = sorted(set(classes) ^ set(pictures))[:3]
             raise SlimrankError(f"{folder} and its sibling folders differ in classes ({', '.join(odd)}); make them the same")
-        classes = listing.classes
-        splits[roles[key]] = Images([path for path, _ in listing.samples], torch.tensor(listing.targets), preprocessing)
+        classes = list(pictures)
+        labels = [i for i, paths in enumerate(pictures.values()) for _ in paths]
+        splits[roles[key]] = Images(
+            [path for paths in pictures.values() for path in paths], torch.tensor(labels), preprocessing
+        )
+    listing.tell(f"folder:{root}")
     return classes, splits
+
+
+def _by_class(folder: Path, listing: Listing) -> dict[str, list[str]]:
+    """The pictures of each class, in the order of torchvision's ImageFolder."""
+    entries = visible(folder)
+    pictures = {
+        entry.name: sorted(listing.below(entry.path, follow=True), key=os.path.split) for entry in entries if entry.is_dir()
+    }
+    if not pictures:
+        raise SlimrankError(f"{folder} holds no folders; every class needs a folder with its images")
+    if empty := [name for name, paths in pictures.items() if not paths]:
+        raise SlimrankError(
+            f"{folder}: no pictures in the folder{'s' if len(empty) > 1 else ''} {', '.join(empty[:3])}{listing.others}; every "
+            "class needs images of its own"
+        )
+    for entry in entries:
+        if not entry.is_dir():
+            listing.left_out["outside the classes' folders"] += 1
+    return pictures
 
 
 def _roles(present: set[str]) -> dict[str, str]:

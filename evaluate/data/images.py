@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from ...errors import SlimrankError
+from .decode import opened
 from .preprocessing import Preprocessing
 
 CACHE_BYTES = 2**30  # a split that decodes to less is decoded once
@@ -40,22 +40,19 @@ class Images:
         return self.subset(order[:n])
 
     def read(self, index: Sequence[int]) -> Tensor:
-        """Decode images: uint8 [images, channels, size, size]; raises SlimrankError that names a file which is no image."""
+        """Decode images: uint8 [images, channels, height, width]; raises SlimrankError that names a file which is no image."""
         with ThreadPoolExecutor(4) as pool:
             return torch.from_numpy(np.stack(list(pool.map(self._read, index))))
 
     def _read(self, i: int) -> np.ndarray:
         picture = self.pictures[i]
-        try:
-            if isinstance(picture, np.ndarray):
-                return self.preprocessing.pixels(Image.fromarray(picture))
-            with Image.open(picture) as opened:
-                return self.preprocessing.pixels(opened)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise SlimrankError(f"{picture} cannot be read as an image ({error}); mend or remove it") from error
+        if isinstance(picture, np.ndarray):
+            return self.preprocessing.pixels(Image.fromarray(picture))
+        with opened(picture) as file:
+            return self.preprocessing.pixels(file)
 
     def pixels(self, index: Tensor) -> Tensor:
-        """Images by their positions, uint8 [images, channels, size, size]; a small split is decoded whole and kept."""
+        """Images by their positions, uint8 [images, channels, height, width]; a small split is decoded whole and kept."""
         channels, height, width = self.preprocessing.shape
         if self._cache is None and len(self) * channels * height * width <= CACHE_BYTES:
             self._cache = self.read(range(len(self)))
