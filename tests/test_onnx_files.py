@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from slimrank.compress.stages.evaluate import evaluate_onnx
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.dataspec import DataSpec
+from slimrank.evaluate.imagespec import ImageSpec
 from slimrank.evaluate.latency import compare
 from slimrank.evaluate.runner import Runner
 
@@ -90,10 +91,10 @@ def test_a_file_of_whole_numbers_is_evaluated_on_pixels(tmp_path):
     spec = DataSpec(data="digits", limit=50)
     plain = written(tmp_path / "f.onnx")
     whole = written(tmp_path / "u.onnx", kind=TensorProto.UINT8)
-    given = evaluate_onnx(plain, spec, mean=(0.0,), std=(1 / 255,))
+    given = evaluate_onnx(plain, spec, images=ImageSpec(mean=(0.0,), std=(1 / 255,)))
     assert evaluate_onnx(whole, spec).top1 == given.top1
     with pytest.raises(SlimrankError, match="leave out `mean`"):
-        evaluate_onnx(whole, spec, mean=(0.5,), std=(0.5,))
+        evaluate_onnx(whole, spec, images=ImageSpec(mean=(0.5,), std=(0.5,)))
 
 
 FEATURES = helper.make_node("Identity", ["flat"], ["features"])
@@ -159,7 +160,7 @@ def test_what_cannot_be_timed_is_one_line(tmp_path, given, says):
 
 
 @pytest.mark.parametrize(
-    ("shape", "says"), [(("n", 8, 8, 3), "1 or 3 channels"), (("n", 64), "must read"), (("n", 1, "h", "w"), "add `size`")]
+    ("shape", "says"), [(("n", 8, 8, 3), "1 to 4 channels"), (("n", 64), "must read"), (("n", 1, "h", "w"), "add `size`")]
 )
 def test_other_layouts_of_images_are_named(tmp_path, shape, says):
     with pytest.raises(SlimrankError, match=says):

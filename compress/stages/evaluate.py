@@ -50,7 +50,7 @@ def _stored(path: Path, known: dict[str, Any]) -> Preprocessing:
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise SlimrankError(f"{path} holds damaged preprocessing ({error}); export it again") from error
     except SlimrankError as error:
-        raise SlimrankError(f"{path} holds damaged preprocessing: {error}") from error
+        raise SlimrankError(f"{path} holds damaged preprocessing: {error}; export it again") from error
 
 
 def _given(runner: Runner, images: ImageSpec) -> Preprocessing:
