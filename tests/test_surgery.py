@@ -144,3 +144,23 @@ def test_channels_taken_apart_in_forward(how):
             with torch.inference_mode(), masked(model, channels, gone):
                 expected = model(x)
             torch.testing.assert_close(cut(model, channels, gone)(x), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("how", ["fft", "rfft", "complex", "quantised", "sorted", "compared"])
+def test_channels_that_are_no_real_numbers_for_a_while(how):
+    """Where no rule follows them they are pinned with the operator's name; the cut is exact either way."""
+    torch.manual_seed(0)
+    from .toy_models import Aside
+
+    model = Aside(how).double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    channels = channel_map(model, x[:1])
+    stem = channels.group("stem")
+    assert stem.prunable or "passes through" in stem.why
+    for group in channels.groups:
+        gone = channels.removed({})
+        if group.prunable:
+            gone[group.offset + 1] = True
+            with torch.inference_mode(), masked(model, channels, gone):
+                expected = model(x)
+            torch.testing.assert_close(cut(model, channels, gone)(x), expected, rtol=1e-9, atol=1e-9)

@@ -51,6 +51,34 @@ class PickingNet(nn.Module):
         return self.classifier(F.relu(self.left(a) * self.right(b).sigmoid()).mean((2, 3)))
 
 
+class Aside(nn.Module):
+    """The stem's channels beside themselves, after an operator whose output holds no real numbers."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.mid = nn.Conv2d(16, 8, 3, padding=1)
+        self.classifier = nn.Linear(8, 5)
+
+    def aside(self, x: Tensor) -> Tensor:
+        if self.how == "fft":
+            return torch.fft.ifft2(torch.fft.fft2(x) * 0.5).real
+        if self.how == "rfft":
+            return torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=x.shape[2:])
+        if self.how == "complex":
+            return torch.complex(x, x).abs()
+        if self.how == "quantised":
+            return torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8).dequantize().to(x.dtype)
+        if self.how == "sorted":
+            return x.flatten(2).argsort(-1).view(x.shape).to(x.dtype)
+        return (x > 0.1).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.classifier(F.relu(self.mid(torch.cat([x, self.aside(x)], 1))).mean((2, 3)))
+
+
 class Branching(nn.Module):
     """forward() that asks the image which way to go."""
 

@@ -19,6 +19,8 @@ from .ties import NONE, Ties
 
 LAYERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))  # their output has labels even where their input has none
 
+COUNTS = (torch.bool, torch.int64)  # of one that is a single number no channel goes on
+
 
 @dataclass(frozen=True)
 class Call:
@@ -72,14 +74,14 @@ class Propagation(TorchDispatchMode):
         return out
 
     def follow(self, call: Call) -> None:
-        """Apply the rule of the operator; without one its inputs are pinned, unless the output holds no real numbers."""
+        """Apply the rule of the operator; without one its inputs are pinned, unless it makes one truth value or integer."""
         labelled = [x for x in _tensors(call.args) if self.of(x) is not None]
         if not labelled and call.name not in LAYERS:
             return
         rule = self.rules.get(call.name)
         if rule is not None:
             rule(self, call)
-        elif not (isinstance(call.out, Tensor) and call.out.numel() and not call.out.is_floating_point()):
+        elif not (isinstance(call.out, Tensor) and call.out.numel() == 1 and call.out.dtype in COUNTS):
             self.give_up(call.name, labelled, call.out)
 
     def give_up(self, operator: str, inputs: list[Tensor], out: object) -> None:

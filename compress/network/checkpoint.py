@@ -6,6 +6,8 @@ from typing import Any
 from ...errors import SlimrankError
 from ...evaluate.imagespec import ImageSpec
 from . import foreign, slim_file
+from .parts import Tree, tree
+from .pickled import is_safetensors
 from .record import SEEN, Checkpoint
 from .state import check_finite, read_safetensors
 
@@ -23,14 +25,16 @@ def load(
     model: str | None = None,
     model_arg: dict[str, Any] | None = None,
     trust_pickle: bool = False,
+    state_dict: str | None = None,
     **images: Any,
 ) -> Checkpoint:
     """Read a slim checkpoint, or a foreign one (.pt, .pth, .th, .safetensors) with the model's name.
 
     `model`: as `zoo.build` takes it, with `model_arg` for its constructor; `images`: how it sees them, the fields of
     `ImageSpec` (size, resize, crop_pct, interpolation, mean, std, range).
-    Foreign files are unpickled with weights_only=True; nesting under state_dict or model and `module.` prefixes are undone;
-    without `num_classes` the last bias tells how many. Raises SlimrankError for whatever does not fit.
+    Foreign files are unpickled with weights_only=True. The network's keys find its weights there, whatever they are nested
+    under or prefixed with (parts.py); `state_dict`: which, where several fit. Without `num_classes` the classifier there tells
+    how many. Raises SlimrankError for whatever does not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,23 +44,24 @@ def load(
         raise SlimrankError(f"{path} is an ONNX file; this verb takes a checkpoint (evaluate and bench take ONNX)")
     seen = ImageSpec(**images)
     header: slim_file.Header | None = None
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or is_safetensors(path):
         state, metadata = read_safetensors(path)
         header = slim_file.header_of(path, metadata)
-        state = foreign.without_prefix(state) if header is None else state
+        file: Tree = tree(state)
     else:
-        state, name_in_file = foreign.read_pickle(path, trust_pickle)
+        file, name_in_file = foreign.read(path, trust_pickle)
         model = model or name_in_file
-    check_finite(state, path)
     if header is not None:
         other = {"model": bool(model) and model != header.get("model"), "model_arg": bool(model_arg)}
+        other["state_dict"] = state_dict is not None
         said = [*(name for name, given in other.items() if given), *seen.given]
         if said:
             raise SlimrankError(
                 f"{path} carries its own model ({header.get('model')}) and preprocessing; leave out "
                 + ", ".join(f"`{name}`" for name in said)
             )
+        check_finite(state, path)
         return slim_file.rebuild(path, state, header, trusted=model is not None)
     if model is None:
         raise SlimrankError(f"{path} does not say what network it is; add `model` NAME, as `model` resnet18")
-    return foreign.build(path, state, model, model_arg, seen)
+    return foreign.build(path, file, model, model_arg, seen, state_dict)

@@ -33,14 +33,17 @@ class Reading:
     )
     model_arg: tuple[tuple[str, Any], ...] = option((), read=pair, metavar="K=V", repeat=True)
     images: ImageSpec = nested(ImageSpec())
+    state_dict: str | None = option(
+        None, "where the weights are, in a foreign file with several that fit, as state_dict_ema", metavar="NAME"
+    )
     trust_pickle: bool = option(False, "unpickle a file that holds code (it will run)")
 
     @property
     def words(self) -> dict[str, Any]:
         """Keyword arguments of `checkpoint.load`."""
         return {
-            "model": self.model, "model_arg": dict(self.model_arg) or None, "trust_pickle": self.trust_pickle,
-            **flat(self.images),
+            "model": self.model, "model_arg": dict(self.model_arg) or None, "state_dict": self.state_dict,
+            "trust_pickle": self.trust_pickle, **flat(self.images),
         }  # fmt: skip
 
     def load(self, path: Path) -> "Checkpoint":
