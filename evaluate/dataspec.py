@@ -27,6 +27,7 @@ class DataSpec:
     limit: int | None = option(None, "at most this many images of each split")
     seed: int = option(0)
     download: bool = option(False)
+    workers: int = option(0, "processes that decode images (default 0: threads of this one); results do not depend on it")
 
     @property
     def labelled(self) -> bool:
@@ -38,5 +39,6 @@ class DataSpec:
         from .data import open_data
 
         return open_data(
-            self.data, preprocessing, validation=self.validation, limit=self.limit, seed=self.seed, download=self.download
-        )
+            self.data, preprocessing, validation=self.validation, limit=self.limit, seed=self.seed, download=self.download,
+            workers=self.workers,
+        )  # fmt: skip

@@ -15,7 +15,9 @@ from slimrank.compress.training.loop import TrainingRun, train
 from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import BlockNorm, Csg, Recipe
 from slimrank.errors import SlimrankError
+from slimrank.evaluate.accuracy import accuracy, predictor
 from slimrank.evaluate.data import open_data
+from slimrank.evaluate.imagespec import ImageSpec
 from slimrank.option import options
 
 RECIPE = Recipe(4, 0.05, label_smoothing=0.1)
@@ -24,6 +26,7 @@ RECIPES = {
     "bf16": replace(RECIPE, precision="bf16"),
     "block norm": replace(RECIPE, block_norm=BlockNorm(2, 1, 5, 0.3, 0.1, 0.1)),
     "gates": replace(RECIPE, csg=Csg(1)),
+    "averaged": replace(RECIPE, ema=0.9, accumulate=3),
 }
 
 
@@ -158,7 +161,7 @@ def test_a_training_in_json(digits):
     assert list(told) == ["epochs", "lr", "images", "seconds", "loss", "validation_top1", "best_epoch", "seed", "options"]
     assert told["options"] == {
         "batch": 32, "weight_decay": 5e-4, "augment": "shift", "teacher": False, "smoothing": 0.1, "patience": None,
-        "precision": "fp32", "asked": 1,
+        "precision": "fp32", "asked": 1, "accumulate": 1, "ema": None,
     }  # fmt: skip
 
 
@@ -177,6 +180,59 @@ def test_a_diverged_run_says_so(digits):
         train(unbounded, data.train, data.validation, Recipe(5, 10, precision="fp32"))
 
 
+@pytest.mark.parametrize(("batch", "accumulate", "images"), [(8, 4, 180), (50, 3, 180), (7, 5, 180), (12, 2, 49)])
+def test_accumulated_gradients_are_those_of_one_large_batch(digits, batch, accumulate, images):
+    """LeNet has no BatchNorm. The last step has fewer batches, and of 49 images one of a single image, which is left out."""
+    model, data = digits
+    train_images = data.train.subset(torch.arange(images))
+    recipe = replace(RECIPE, epochs=2, augment="none", precision="fp32")
+    (small, told), (large, whole) = (
+        train(model, train_images, None, replace(recipe, batch=b, accumulate=n))
+        for b, n in ((batch, accumulate), (batch * accumulate, 1))
+    )
+    if images % batch != 1:
+        assert told.loss == pytest.approx(whole.loss, rel=1e-4)
+        for a, b in zip(small.parameters(), large.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    else:
+        assert told.loss[0] == pytest.approx(whole.loss[0], rel=0.05)
+
+
+def test_the_average_is_that_of_the_weights_after_each_step(digits, monkeypatch):
+    model, data = digits
+    seen = []
+    step = TrainingRun.step
+    monkeypatch.setattr(
+        TrainingRun, "step", lambda run, active: (step(run, active), seen.append(run.model.fc1.weight.detach().clone()))
+    )
+    recipe = replace(RECIPE, epochs=2, precision="fp32", ema=0.6)
+    found, training = train(model, data.train, None, recipe)
+    expected = seen[0]
+    for n, weight in enumerate(seen[1:], 1):
+        decay = min(0.6, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(found.fc1.weight, expected)
+    assert len(seen) == 2 * -(-len(data.train) // 32)
+    assert training.to_dict()["options"]["ema"] == 0.6
+
+
+def test_what_is_validated_and_kept_is_the_average(digits):
+    """Its top-1, told, is that of the network that comes back."""
+    model, data = digits
+    found, training = train(model, data.train, data.validation, replace(RECIPE, precision="fp32", ema=0.5))
+    right = accuracy(predictor(found), data.validation.batches(), 10).top1
+    assert right == max(training.validation_top1) == training.validation_top1[training.best_epoch - 1]
+
+
+def test_an_average_of_batchnorm_is_finite_and_counts(digits):
+    _, data = digits
+    model = fresh("resnet20-cifar", {"widths": [4, 4, 4]}, [str(i) for i in range(10)], 1, ImageSpec(size=16), 0).model
+    found, _ = train(model, data.train.subset(torch.arange(64)), None, Recipe(1, 0.05, ema=0.9, precision="fp32"))
+    norm = next(m for m in found.modules() if isinstance(m, nn.BatchNorm2d))
+    assert int(norm.num_batches_tracked) == 2
+    assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
+
+
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
@@ -187,6 +243,9 @@ def test_a_diverged_run_says_so(digits):
         ({"patience": 0}, "`patience` is 0"),
         ({"precision": "fp8"}, "no precision 'fp8'"),
         ({"augment": "cutout"}, "no augmentation 'cutout'"),
+        ({"accumulate": 0}, "`accumulate` is 0"),
+        ({"ema": 1.0}, "`ema` is 1.0"),
+        ({"ema": 0.9, "csg": Csg(1)}, "`ema` keeps averaged weights"),
     ],
     ids=lambda case: "-".join(case) if isinstance(case, dict) else "",
 )
@@ -200,7 +259,8 @@ def test_a_recipe_is_read_without_torch():
     code = "import sys, slimrank.compress.training.recipe; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert list(options(Recipe)) == [
-        "epochs", "lr", "augment", "label_smoothing", "patience", "precision", "teacher_share", "seed", "device",
+        "epochs", "lr", "augment", "label_smoothing", "patience", "precision", "teacher_share", "accumulate", "ema",
+        "seed", "device",
     ]  # fmt: skip
 
 

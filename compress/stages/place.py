@@ -29,8 +29,9 @@ class Place:
 
 
 def identity(checkpoint: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two commands the same: the checkpoint's bytes, every option, the version. Plain JSON."""
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asked.items()}
+    """What makes two commands the same: the checkpoint's bytes, every option that decides a result, the version. Plain JSON."""
+    deciding = {key: value for key, value in asked.items() if key != "workers"}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in deciding.items()}
     return {"checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(), **plain, "slimrank": __version__}
 
 

@@ -17,6 +17,7 @@ from ...evaluate.accuracy import accuracy, predictor
 from ...evaluate.data import Images
 from ...evaluate.dataspec import needs_labels
 from .augment import augmented
+from .average import averaged
 from .recipe import Recipe
 from .regularisers import Regulariser, regularisers
 from .result import Settings, Training
@@ -79,6 +80,8 @@ def settings(recipe: Recipe, images: Images, teacher: bool) -> Settings:
         patience=recipe.patience,
         precision="bf16" if bf16(recipe) else "fp32",
         asked=recipe.epochs,
+        accumulate=recipe.accumulate,
+        ema=recipe.ema,
     )
 
 
@@ -126,11 +129,18 @@ class TrainingRun:
         self.began = time.perf_counter()
         self.settings = settings(recipe, images, teacher is not None)
         self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.steps = math.ceil(len(images) / self.settings.batch)
+        self.batches = math.ceil(len(images) / self.settings.batch)
+        self.steps = math.ceil(self.batches / recipe.accumulate)
         self.optimizer, self.schedule = optimizer_and_schedule(model, recipe, self.steps)
+        self.average = None if recipe.ema is None else averaged(model, recipe.ema)
         self.losses: list[float] = []
         self.tops: list[float] = []
         self.best: dict[str, Tensor] = {}
+
+    @property
+    def learner(self) -> nn.Module:
+        """The network that is validated and kept."""
+        return self.model if self.average is None else self.average.module
 
     @property
     def best_epoch(self) -> int:
@@ -149,39 +159,51 @@ class TrainingRun:
         active = [regulariser for regulariser in self.regularisers if regulariser.active(number - 1)]
         self.model.train()
         total, classes = 0.0, 0
+        crops = self.settings.augment.startswith("crop")
         bar = tqdm(
-            self.images.batches(self.settings.batch, shuffle=self.generator, device=recipe.device),
-            desc=f"epoch {number}/{recipe.epochs}", total=self.steps, leave=False, disable=None,
+            self.images.batches(self.settings.batch, shuffle=self.generator, device=recipe.device, crops=crops),
+            desc=f"epoch {number}/{recipe.epochs}", total=self.batches, leave=False, disable=None,
         )  # fmt: skip
+        usable = len(self.images) - (len(self.images) % self.settings.batch == 1)
+        group = recipe.accumulate * self.settings.batch
+        seen = 0
         for x, labels in bar:
             if len(x) < 2:  # BatchNorm cannot train on one image
                 continue
-            loss, classes = self.step(x, labels, active)
-            total += loss * len(x)
+            share = len(x) / min(group, usable - seen // group * group)
+            loss, classes = self.gradients(x, labels, active, share)
+            total, seen = total + loss * len(x), seen + len(x)
+            if seen % group == 0 or seen == usable:
+                self.step(active)
         self.losses.append(total / len(self.images))
         if not math.isfinite(self.losses[-1]):
             raise SlimrankError(f"training diverged in epoch {number} (loss {self.losses[-1]}); {recipe.remedy}")
         if self.validation is not None and len(self.validation):
-            top1 = accuracy(predictor(self.model), self.validation.batches(device=recipe.device), classes).top1
+            top1 = accuracy(predictor(self.learner), self.validation.batches(device=recipe.device), classes).top1
             if self.keep_best and top1 > max(self.tops, default=-1.0):
-                self.best = {k: v.clone() for k, v in self.model.state_dict().items()}
+                self.best = {k: v.clone() for k, v in self.learner.state_dict().items()}
             self.tops.append(top1)
 
-    def step(self, x: Tensor, labels: Tensor, active: list[Regulariser]) -> tuple[float, int]:
-        """Take one step on a batch; gives its loss and the number of classes the network tells apart."""
+    def gradients(self, x: Tensor, labels: Tensor, active: list[Regulariser], share: float) -> tuple[float, int]:
+        """Add the gradients of a batch, which is this share of a step's images; its loss, and how many classes there are."""
         x = augmented(x, self.settings.augment, self.generator).contiguous(memory_format=torch.channels_last)
         with ExitStack() as contexts:
             seen = [contexts.enter_context(regulariser.context(labels)) for regulariser in active]
             logits, loss = self.loss(x, labels)
         for regulariser, maps in zip(active, seen, strict=True):
             loss = loss + regulariser.penalty(maps, self.generator)
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss if share == 1 else share * loss)
+        return loss.item(), logits.shape[1]
+
+    def step(self, active: list[Regulariser]) -> None:
+        """Take one step along the gradients that have added up."""
         self.optimizer.step()
         for regulariser in active:
             regulariser.after_step(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.zero_grad()
         self.schedule.step()
-        return loss.item(), logits.shape[1]
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
     def loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [images, classes], and their cross-entropy, with a teacher mixed with its divergence."""
@@ -207,7 +229,8 @@ class TrainingRun:
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "schedule": {k: v for k, v in schedule.items() if isinstance(v, (int, float, bool))},
             "generator": self.generator.get_state(), "random": torch.get_rng_state(), "losses": self.losses,
-            "learnt": self.learnt(), "tops": self.tops, "best": self.best, "seconds": time.perf_counter() - self.began,
+            "average": {} if self.average is None else self.average.state_dict(), "learnt": self.learnt(), "tops": self.tops,
+            "best": self.best, "seconds": time.perf_counter() - self.began,
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
@@ -217,6 +240,8 @@ class TrainingRun:
         self.schedule.load_state_dict(state["schedule"])
         for regulariser in self.regularisers:
             regulariser.load(state["learnt"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
         self.losses, self.tops, self.best = state["losses"], state["tops"], state["best"]
@@ -227,8 +252,7 @@ class TrainingRun:
 
     def result(self) -> tuple[nn.Module, Training]:
         """The network on the CPU, in eval mode, with the weights to keep, and the account of the run."""
-        if self.best:
-            self.model.load_state_dict(self.best)
+        self.model.load_state_dict(self.best or self.learner.state_dict())
         training = Training(
             epochs=len(self.losses), lr=self.recipe.lr, images=len(self.images), seconds=time.perf_counter() - self.began,
             loss=self.losses, validation_top1=self.tops, best_epoch=self.best_epoch, seed=self.recipe.seed,

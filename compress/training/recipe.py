@@ -8,7 +8,7 @@ from typing import Any
 from ...errors import SlimrankError, near
 from ...option import option
 
-AUGMENT = ("none", "shift", "shift+flip")
+AUGMENT = ("none", "shift", "shift+flip", "crop", "crop+flip")
 PRECISIONS = ("auto", "fp32", "bf16")
 PROXIMAL = ((2.0, 1.0), (1.0, 1.0))  # (p, q) whose proximal step has a closed form
 FIRST, EVERY = 10, 3  # epochs from scratch before the first gated one; one of how many is gated
@@ -75,22 +75,27 @@ class Csg:
 class Recipe:
     """SGD with Nesterov momentum 0.9, one epoch's warm-up at most, cosine to zero.
 
-    `augment`: `shift` by up to an eighth of the image, `flip` left-right; default `shift+flip` for colour images and
+    `augment`: `shift` by up to an eighth of the image, `crop` a random region of the picture and scale it to the size
+    (RandomResizedCrop, ImageNet's), `flip` left-right; default `shift+flip` for colour images and
     `shift` for grey ones (digits are not mirror images). `label_smoothing`: Szegedy et al. 2016. `patience`: stop after that
     many epochs without a better validation accuracy (None: never). `precision`: `bf16` runs forward and backward under
     autocast, weights and sums stay float32; `auto` takes it where the hardware multiplies it. `teacher_share`: of the loss,
-    where there is a teacher: cross-entropy against its softened logits (Hinton et al. 2015, temperature 4). `batch`: images a
-    step (default: 128, 32 where there are fewer than 5,000 images, so that an epoch has enough steps). `block_norm` acts in
+    where there is a teacher: cross-entropy against its softened logits (Hinton et al. 2015, temperature 4). `batch`: images at
+    once (default: 128, 32 where there are fewer than 5,000 images, so that an epoch has enough steps). `accumulate`: batches a
+    step; their gradients add up as if they were one, but for BatchNorm's statistics. `ema`: decay of an exponential moving
+    average of the weights, which is validated and kept in place of the last ones (average.py). `block_norm` acts in
     place of weight decay. With `block_norm` or `csg`, the last epoch's weights are the result: what they are for comes late.
     """
 
     epochs: int = option(5, "passes over the training images (default {default})")
     lr: float = option(0.02, "highest learning rate, SGD (default {default})")
-    augment: str | None = option(None, "none, shift, shift+flip (default: flip for colour images only)")
+    augment: str | None = option(None, "none, shift, shift+flip (default: flip for colour images only), crop, crop+flip")
     label_smoothing: float = option(0.0, "0.1 is usual (default 0)")
     patience: int | None = option(None, "stop after so many epochs without a better validation top-1")
     precision: str = option("auto", "auto (bf16 where the hardware has it), fp32, bf16")
     teacher_share: float = option(0.5, "of the loss (default 0.5)")
+    accumulate: int = option(1, "batches whose gradients add up to one step (default 1)")
+    ema: float | None = option(None, "keep a moving average of the weights with this decay, as 0.999", metavar="DECAY")
     seed: int = option(0)
     device: str = option("cpu")
     batch: int | None = None
@@ -112,6 +117,12 @@ class Recipe:
             raise SlimrankError(f"`label_smoothing` is {self.label_smoothing}, must lie in 0..1; 0.1 is usual")
         if not 0 <= self.teacher_share <= 1:
             raise SlimrankError(f"`teacher_share` is {self.teacher_share}, must lie in 0..1; 0.5 is usual")
+        if self.accumulate < 1:
+            raise SlimrankError(f"`accumulate` is {self.accumulate}, must be at least 1 batch")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise SlimrankError(f"`ema` is {self.ema}, must lie between 0 and 1; 0.999 is usual, 0.99 for few steps")
+        if self.ema is not None and self.keeps_last:
+            raise SlimrankError("`ema` keeps averaged weights; with `block_norm` or `csg` the last ones are kept, leave it out")
         if self.patience is not None and self.patience < 1:
             raise SlimrankError(f"`patience` is {self.patience}, must be at least 1 epoch")
         if self.block_norm is not None:

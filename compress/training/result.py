@@ -19,6 +19,8 @@ class Settings:
     patience: int | None
     precision: str  # fp32 or bf16
     asked: int
+    accumulate: int
+    ema: float | None
 
     def to_dict(self) -> dict[str, Any]:
         return {"smoothing" if key == "label_smoothing" else key: value for key, value in vars(self).items()}

@@ -80,12 +80,8 @@ class Preprocessing:
 
         Raises SlimrankError for a picture whose shape does not allow it.
         """
-        channels, height, width = self.shape
-        if channels not in MODES:
-            raise SlimrankError(f"pictures have 1, 2, 3 or 4 channels, the network reads {channels}; use it without `data`")
-        turned = turn(picture)
-        picture = eight_bits(picture).convert(MODES[channels])
-        picture = picture if turned is None else picture.transpose(turned)
+        _, height, width = self.shape
+        picture = self.upright(picture)
         scaled = self.scaled(*picture.size)
         if scaled[0] * scaled[1] > MAX_PIXELS:
             raise SlimrankError(
@@ -101,8 +97,16 @@ class Preprocessing:
         left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
         if picture.size != (width, height):
             picture = picture.crop((left, top, left + width, top + height))
-        array = np.asarray(picture)
-        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        return planes(picture)
+
+    def upright(self, picture: Image.Image) -> Image.Image:
+        """A picture turned upright, in the channels that the network reads. Raises SlimrankError for channels of no picture."""
+        channels = len(self.mean)
+        if channels not in MODES:
+            raise SlimrankError(f"pictures have 1, 2, 3 or 4 channels, the network reads {channels}; use it without `data`")
+        turned = turn(picture)
+        picture = eight_bits(picture).convert(MODES[channels])
+        return picture if turned is None else picture.transpose(turned)
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of a picture before the crop, rounded as torchvision does (for squares) and timm (for others)."""
@@ -122,6 +126,12 @@ class Preprocessing:
         shape = (1, -1, 1, 1)
         mean, std = torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
         return (pixels.float() / 255 - mean.to(pixels.device)) / std.to(pixels.device)
+
+
+def planes(picture: Image.Image) -> np.ndarray:
+    """A picture's pixels, uint8 [channels, height, width]."""
+    array = np.asarray(picture)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def _side(value: Any) -> Any:

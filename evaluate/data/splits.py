@@ -11,6 +11,7 @@ from ..dataspec import UNLABELLED, needs_labels
 from .folders import open_folder, read_names
 from .images import Images
 from .known import GREY, TORCHVISION, open_digits, open_torchvision
+from .loading import MAX_WORKERS
 from .preprocessing import Preprocessing
 from .unlabelled import open_unlabelled
 
@@ -71,12 +72,16 @@ def open_data(
     limit: int | None = None,
     seed: int = 0,
     download: bool = False,
+    workers: int = 0,
 ) -> Data:
     """Read a data set's index (images are decoded when used).
 
     `validation`, `train:F` or `test:F`: the seeded share F of that split that becomes validation; a folder with train/,
-    val/ and test/ brings its own. `limit`: at most that many images of each split, drawn with `seed`.
+    val/ and test/ brings its own. `limit`: at most that many images of each split, drawn with `seed`. `workers`: processes
+    that decode.
     """
+    if not 0 <= workers <= MAX_WORKERS:
+        raise SlimrankError(f"`workers` is {workers}, must lie in 0..{MAX_WORKERS}; as many as there are free cores is usual")
     kind, _, place = spec.partition(":")
     classes: list[str] | None
     if kind == "folder":
@@ -89,6 +94,8 @@ def open_data(
         classes, splits = None, open_unlabelled(place, preprocessing)
     else:
         raise SlimrankError(f"no data kind {kind!r}; {near(kind, KINDS)}")
+    for images in splits.values():
+        images.workers = workers
     generator = torch.Generator().manual_seed(seed)
     if "validation" in splits:
         validation = "its own folder"
