@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise SlimrankError(f"{path} cannot be read as an image ({reason}); mend or remove it") from error
 
 
+@cache
 def _decoders() -> list[str]:
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]

@@ -39,8 +39,8 @@ def heat(values: np.ndarray, largest: float | None = None) -> np.ndarray:
 
 
 def photograph(pixels: np.ndarray) -> np.ndarray:
-    """Turn uint8 pixels [1 or 3, h, w] into a picture [h, w, 3]."""
-    pixels = pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, 0)
+    """Turn uint8 pixels [channels, h, w] into a picture [h, w, 3]: the first three channels, or the first as grey."""
+    pixels = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, 0)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
