@@ -78,6 +78,11 @@ RANK = {"switch": 2000, "reconstruct": 2000, "car": 500}  # images; 10,000 for t
 COUNTS = {"resnet20": (128, 512, 2000, 4000, 10_000), "resnet18": (128, 512, 2000, 4000)}
 EPOCHS = {"resnet20": (2, 4, 1), "tuned": (2, 4, 1), "resnet18": (2,)}
 RATES = (0.005, 0.02, 0.002)
+STARTS = {  # ranker, scope, alignment of the halves that are trained
+    "resnet20": (("fpgm", "layer", 1), ("reconstruct", "global", 1)),
+    "tuned": (("reconstruct", "global", 1), ("car greedy", "global", 1)),
+    "resnet18": (("reconstruct", "global", runtime_block()), ("fpgm", "layer", 1)),
+}
 
 
 @dataclass
@@ -172,31 +177,29 @@ class Bench:
         row = {"macs": round(macs, 4), "as cut": self.measured(model), "recalibrated": self.measured(again)}
         return {**row, "left whole": kept}
 
-    def start(self, name: str) -> nn.Module:
-        """Where training sets out from: dense, or half of the MACs recalibrated or reconstructed."""
-        if name == "dense":
-            return self.dense
-        if name not in self.repaired:
-            plan = self.plan("car greedy", 1 / 2, "global") if self.name == "tuned" else self.plan("fpgm", 1 / 2)
+    def start(self, way: str, scope: str, align: int, name: str) -> nn.Module:
+        """Half of the MACs, recalibrated or reconstructed: where training sets out from."""
+        key = f"{way} {scope} {align} {name}"
+        if key not in self.repaired:
+            plan = self.plan(way, 1 / 2, scope, align)
             smaller = self.cut(plan)
             if name == "recalibrated":
-                self.repaired[name] = recalibrate(smaller, self.images(CALIBRATE))
+                self.repaired[key] = recalibrate(smaller, self.images(CALIBRATE))
             else:
-                images = self.images(REPAIR.get(self.name, CALIBRATE))
-                self.repaired[name] = self.reconstructed(plan, smaller, images)
-        return self.repaired[name]
+                self.repaired[key] = self.reconstructed(plan, smaller, self.images(REPAIR.get(self.name, CALIBRATE)))
+        return self.repaired[key]
 
     def epochs(self) -> None:
-        runs = [
-            (taught, epochs, lr, start)
-            for taught in (True, False)
-            for epochs in EPOCHS[self.name]
-            for start in ("reconstructed", "recalibrated", "dense")
-            for lr in RATES
-        ]
-        for taught, epochs, lr, start in runs:
+        starts = {"dense": lambda: self.dense}
+        for way, scope, align in STARTS[self.name]:
+            for name in ("reconstructed", "recalibrated"):
+                told = f"{way} {scope}{' aligned' if align > 1 else ''} {name}"
+                starts[told] = lambda way=way, scope=scope, align=align, name=name: self.start(way, scope, align, name)
+        order = [*list(starts)[1:3], "dense", *list(starts)[3:]]
+        runs = [(t, e, s, lr) for t in (True, False) for e in EPOCHS[self.name] for s in order for lr in RATES]
+        for taught, epochs, start, lr in runs:
             key = f"{self.name} {start}, {epochs} epochs, {'distilled' if taught else 'labels'}, lr {lr}"
-            self.rows.row(key, lambda t=taught, n=epochs, r=lr, s=start: self.trained(self.start(s), Recipe(n, r), t))
+            self.rows.row(key, lambda t=taught, n=epochs, r=lr, s=start: self.trained(starts[s](), Recipe(n, r), t))
 
     def trained(self, model: nn.Module, recipe: Recipe, taught: bool) -> dict:
         some = self.data.split("train").sample(10_000, 0)

@@ -348,34 +348,3 @@ def test_a_conv_of_ones_own_class_is_fitted():
     assert [type(module) for module in found.model] == [type(module) for module in smaller]
     fresh = pictures(50, seed=6)
     assert logit_error(model, found.model, fresh) < logit_error(model, smaller, fresh)
-
-
-@pytest.mark.parametrize("asked", [None, True, False])
-def test_a_network_that_cannot_be_followed_is_recalibrated_and_told_why(asked):
-    from slimrank.compress.pruning.plan import PruningPlan
-    from slimrank.compress.stages.options import PruneOptions
-    from slimrank.compress.stages.repair import repair
-    from slimrank.evaluate.data import Preprocessing, open_data
-
-    class Normed(Branching):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.norm = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = F.relu(self.norm(self.stem(x)))
-            return self.classifier((self.more(x) if x.mean() > 0.1 else x).mean((2, 3)))
-
-    model = Normed().eval()
-    data = open_data("digits", Preprocessing.default(1, 16), limit=60)
-    channels = channel_map(model, torch.randn(1, 1, 16, 16))
-    plan = PruningPlan(keep={}, macs_before=1, macs_after=1, budget={"macs": 0.5}, scope="layer", ranker="l1")
-    options = PruneOptions(reconstruct=asked)
-    if asked:
-        with pytest.raises(SlimrankError, match=r"torch\.fx cannot follow"):
-            repair(model, channels, plan, model, data, options)
-        return
-    found = repair(model, channels, plan, model, data, options)
-    assert found.reconstruction is None
-    assert not torch.equal(found.model.norm.running_mean, model.norm.running_mean)
-    assert ("torch.fx cannot follow" in found.why_not) is (asked is None)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from slimrank.compress.network import zoo
-from slimrank.compress.stages.finetune import fresh
+from slimrank.compress.stages.finetune import finetune, fresh
 from slimrank.compress.training.loop import TrainingRun, train
 from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import BlockNorm, Csg, Recipe
@@ -158,7 +158,18 @@ def test_a_training_in_json(digits):
     model, data = digits
     recipe = replace(RECIPE, epochs=1, precision="fp32")
     told = train(model, data.train, data.validation, recipe)[1].to_dict()
-    assert list(told) == ["epochs", "lr", "images", "seconds", "loss", "validation_top1", "best_epoch", "seed", "options"]
+    assert list(told) == [
+        "epochs",
+        "lr",
+        "images",
+        "seconds",
+        "loss",
+        "validation_top1",
+        "best_epoch",
+        "start_top1",
+        "seed",
+        "options",
+    ]
     assert told["options"] == {
         "batch": 32, "weight_decay": 5e-4, "augment": "shift", "teacher": False, "smoothing": 0.1, "patience": None,
         "precision": "fp32", "asked": 1, "accumulate": 1, "ema": None,
@@ -170,6 +181,31 @@ def test_patience_ends_training_and_the_best_epoch_is_kept(digits):
     _, training = train(model, data.train, data.validation, Recipe(30, 1e-6, patience=2, precision="fp32"))
     assert training.epochs == training.best_epoch + 2 < 30
     assert "stopped early, 30 asked for" in str(training)
+
+
+@pytest.mark.parametrize("keep_start", [True, False])
+def test_weights_that_no_epoch_bettered_are_kept_where_they_are_a_candidate(digits, keep_start):
+    model, data = digits
+    good, _ = train(model, data.train, data.validation, Recipe(3, 0.05, precision="fp32"))
+    ruinous = Recipe(1, 3.0, augment="none", precision="fp32")
+    after, training = train(good, data.train, data.validation, ruinous, keep_start=keep_start)
+    assert same(good, after) is keep_start
+    assert training.best_epoch == (0 if keep_start else 1)
+    assert (training.start_top1 is None) is not keep_start
+    assert ("left as they were" in str(training)) is keep_start
+
+
+@pytest.mark.parametrize(
+    ("validation", "trained_here", "kept"),
+    [("test:0.2", False, True), ("train:0.1", False, False), ("train:0.1", True, True)],
+    ids=["held from test", "perhaps seen", "known unseen"],
+)
+def test_the_start_is_a_candidate_only_where_validation_is_new_to_it(digits, validation, trained_here, kept):
+    model, _ = digits
+    data = open_data("digits", lenet(0).preprocessing, validation=validation, limit=200)
+    checkpoint = replace(lenet(0), model=model, trained_on=data.identity if trained_here else None)
+    found = finetune(checkpoint, data, Recipe(1, 0.01, precision="fp32"))
+    assert (found.training.start_top1 is not None) is kept
 
 
 def test_a_diverged_run_says_so(digits):

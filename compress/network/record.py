@@ -66,6 +66,10 @@ class Checkpoint:
             return None
         return data.validation_from.startswith("train") and self.trained_on != data.identity
 
+    def judged_fairly(self, data: Data) -> bool:
+        """Tell whether what `data` calls validation can be counted on not to have trained these weights."""
+        return data.validation_from.startswith("test") or self.validation_seen(data) is False
+
     def outputs(self) -> int:
         """Count the classes told apart. Raises SlimrankError where the network does not run on one tensor of images."""
         self.model.eval()

@@ -79,7 +79,8 @@ def finetune(
         top1_before = accuracy_on(checkpoint.model, test, classes, recipe.device).top1
     model, training = train(
         checkpoint.model, data.split("train"), data.validation, recipe,
-        teacher=teacher.model if teacher else None, progress=progress, gates=checkpoint.gates if recipe.csg else None,
+        keep_start=checkpoint.judged_fairly(data), teacher=teacher.model if teacher else None, progress=progress,
+        gates=checkpoint.gates if recipe.csg else None,
     )  # fmt: skip
     after = accuracy_on(model, test, classes, recipe.device)
     told = {"epochs": training.epochs, "lr": recipe.lr, "seed": recipe.seed, "images": training.images}

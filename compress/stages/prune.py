@@ -25,7 +25,7 @@ from .measure import Decided, accuracy_on, agreement, decided
 from .options import PruneOptions
 from .place import Place
 from .rank import rank
-from .repair import Repaired, RepairFigures, figures, repair
+from .repair import RECONSTRUCTED, Repaired, RepairFigures, figures, repair
 from .trials import Trials
 
 Say = Callable[[str], None]
@@ -115,7 +115,7 @@ class _Job:
         assert self.data is not None
         return train(
             model, self.data.split("train"), self.data.validation, self.options.recipe(epochs),
-            teacher=self.given.model if self.options.distill else None,
+            keep_start=self.given.judged_fairly(self.data), teacher=self.given.model if self.options.distill else None,
             progress=self.place.at(progress) if self.place and progress else None,
         )  # fmt: skip
 
@@ -201,8 +201,8 @@ def _written(job: _Job, found: _Found) -> Checkpoint:
     }  # fmt: skip
     if job.options.steps > 1:
         step |= {"steps": job.options.steps, "recover": job.options.recover}
-    if found.repaired is not None and found.repaired.reconstruction is not None:
-        step |= {"reconstructed": found.repaired.reconstruction.images}
+    if found.repaired is not None and found.repaired.taken == RECONSTRUCTED:
+        step |= {"reconstructed": found.repaired.images}
     if found.training is not None:
         step |= {"epochs": found.training.epochs, "lr": job.options.training.lr}
     result = job.given.then(found.model, **step)

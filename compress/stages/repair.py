@@ -3,29 +3,39 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ...evaluate.accuracy import predictor
 from ...evaluate.data import Data, Images
 from ..channels.groups import ChannelMap
 from ..network.device import on
 from ..pruning.plan import PruningPlan
-from ..pruning.reconstruct import Reconstruction, reconstruct, traceable
-from ..training.recalibrate import recalibrate
+from ..pruning.reconstruct import HELD_OUT, Reconstruction, reconstruct, traceable
+from ..training.recalibrate import has_statistics, recalibrate
 from .measure import Decided, agreement, decided
 from .options import PruneOptions
 
 CHUNK = 100  # images that pass both networks at once
+AS_CUT, RECALIBRATED, RECONSTRUCTED = "as_cut", "recalibrated", "reconstructed"
+NAMES = {AS_CUT: "as cut", RECALIBRATED: "BatchNorm recalibrated", RECONSTRUCTED: "reconstructed"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repaired:
-    """A network after a cut. `reconstruction` None: not asked for, or not possible, for the reason in `why_not`."""
+    """A network after a cut: the ways it was repaired, by name, and the one that was `taken`; `note`: why, where it is not the
+    usual one. Without images there is but one way, as cut."""
 
     plan: PruningPlan
-    as_cut: nn.Module
-    model: nn.Module
+    ways: dict[str, nn.Module]
+    taken: str
+    images: int = 0
     reconstruction: Reconstruction | None = None
-    why_not: str = ""
+    note: str = ""
+
+    @property
+    def model(self) -> nn.Module:
+        return self.ways[self.taken]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +51,13 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class RepairFigures:
-    """The same cut three ways, on test images, before anything is trained. `reconstructed` None: it was not."""
+    """The same cut three ways, on test images, before anything is trained; None: it was not repaired that way. `taken`: what
+    the result is."""
 
     as_cut: Figures
-    recalibrated: Figures
+    recalibrated: Figures | None
     reconstructed: Figures | None
+    taken: str
     images: int
     seconds: float
     note: str
@@ -54,13 +66,15 @@ class RepairFigures:
         return asdict(self)
 
     def __str__(self) -> str:
-        """What came before the figure that the last repair ends at, which whoever prints this has told, and that repair."""
-        before = [f"as cut {self.as_cut}"]
-        repaired = f"BatchNorm recalibrated on {self.images:,} images"
-        if self.reconstructed is not None:
-            before.append(f"BatchNorm recalibrated {self.recalibrated}")
-            repaired = f"reconstructed from {self.images:,} images in {self.seconds:.0f} s"
-        return "; ".join([", ".join(before), repaired, *([self.note] if self.note else [])])
+        """Each way's figure but the taken one's, which whoever prints this has told, and how that was made."""
+        ways = {AS_CUT: self.as_cut, RECALIBRATED: self.recalibrated, RECONSTRUCTED: self.reconstructed}
+        others = [f"{NAMES[way]} {figure}" for way, figure in ways.items() if figure is not None and way != self.taken]
+        made = {
+            AS_CUT: "left as cut",
+            RECALIBRATED: f"BatchNorm recalibrated on {self.images:,} images",
+            RECONSTRUCTED: f"reconstructed from {self.images:,} images in {self.seconds:.0f} s",
+        }
+        return "; ".join([*([", ".join(others)] if others else []), made[self.taken], *([self.note] if self.note else [])])
 
 
 def calibration(data: Data, options: PruneOptions) -> Images:
@@ -71,26 +85,38 @@ def calibration(data: Data, options: PruneOptions) -> Images:
 def repair(
     dense: nn.Module, channels: ChannelMap, plan: PruningPlan, as_cut: nn.Module, data: Data | None, options: PruneOptions
 ) -> Repaired:
-    """Repair a cut as the options say: where there are images, and nothing else is asked for, by reconstruction.
+    """Repair a cut as the options say; what they leave open is chosen by the error of the logits on held-out images.
 
     `as_cut`: `dense` without what `plan` drops. Raises SlimrankError as `reconstruct` does.
     """
+    ways, notes = {AS_CUT: as_cut}, []
     if data is None:
-        return Repaired(plan=plan, as_cut=as_cut, model=as_cut)
-    model, done, why_not = as_cut, None, ""
-    if options.reconstruct is None:
-        reason = traceable(dense)
-        why_not = f"not reconstructed: torch.fx cannot follow forward() ({reason})" if reason else ""
-    if options.reconstruct is not False and not why_not:
-        batches = calibration(data, options).batches(CHUNK, device=options.device)
+        return Repaired(plan=plan, ways=ways, taken=AS_CUT)
+    images, done = calibration(data, options), None
+    if options.recalibrate is not False and has_statistics(as_cut):
+        ways[RECALIBRATED] = recalibrated(as_cut, data, options)
+    reason = traceable(dense) if options.reconstruct is None else ""
+    if reason:
+        notes.append(f"not reconstructed: torch.fx cannot follow forward() ({reason})")
+    if options.reconstruct is not False and not reason:
         done = reconstruct(
-            dense, as_cut, channels, channels.removed(plan.keep), batches,
+            dense, as_cut, channels, channels.removed(plan.keep), images.batches(CHUNK, device=options.device),
             memory=options.memory, seed=options.seed, device=options.device,
         )  # fmt: skip
-        model = done.model
-    if options.recalibrate or (options.recalibrate is None and done is None):
-        model = recalibrated(model, data, options)
-    return Repaired(plan=plan, as_cut=as_cut, model=model, reconstruction=done, why_not=why_not)
+        ways[RECONSTRUCTED] = recalibrated(done.model, data, options) if options.recalibrate else done.model
+        notes += [done.note] if done.note else []
+    taken = list(ways)[-1]
+    if not (options.recalibrate or options.reconstruct) and len(ways) > 1:
+        errors = {way: logit_error(dense, model, held_out(images), options.device) for way, model in ways.items()}
+        usual, taken = taken, min(errors, key=lambda way: errors[way])
+        if taken != usual:
+            notes.append(
+                f"{NAMES[usual]} it would be further from the dense network's logits on held-out images "
+                f"(error {errors[usual]:.2g} of their variance, {NAMES[taken]} {errors[taken]:.2g})"
+            )
+    return Repaired(
+        plan=plan, ways=ways, taken=taken, images=len(images), reconstruction=done, note="; ".join(notes)
+    )  # fmt: skip
 
 
 def recalibrated(model: nn.Module, data: Data, options: PruneOptions) -> nn.Module:
@@ -100,20 +126,35 @@ def recalibrated(model: nn.Module, data: Data, options: PruneOptions) -> nn.Modu
     return copy.to("cpu")
 
 
+def held_out(images: Images) -> Images:
+    """The images among them that no layer was fitted on."""
+    return images.subset(torch.arange(0, len(images), HELD_OUT))
+
+
+def logit_error(dense: nn.Module, smaller: nn.Module, images: Images, device: str = "cpu") -> float:
+    """Squared error of the logits, as a share of their variance over images; what is common to all classes of an image does
+    not count, since it decides nothing."""
+    wanted, found = (_centred(model, images, device) for model in (dense, smaller))
+    return float((found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-30))
+
+
+def _centred(model: nn.Module, images: Images, device: str) -> Tensor:
+    with on(device, model):
+        predict = predictor(model)
+        logits = torch.cat([predict(x).cpu() for x, _ in images.batches(CHUNK, device=device)]).double()
+    return logits - logits.mean(1, keepdim=True)
+
+
 def figures(dense: Decided, repaired: Repaired, final: Decided, data: Data, options: PruneOptions) -> RepairFigures | None:
-    """Measure the cut network as it was cut and recalibrated, beside the repaired one's decisions; None where nothing was
-    repaired."""
-    if repaired.model is repaired.as_cut:
+    """Measure the cut network each way beside the repaired one's decisions; None where nothing was repaired."""
+    if len(repaired.ways) == 1:
         return None
-
-    def measured(found: Decided) -> Figures:
-        return Figures(top1=found.top1, agreement=agreement(dense, found))
-
+    measured = {}
+    for way, model in repaired.ways.items():
+        found = final if way == repaired.taken else decided(model, data, device=options.device)
+        measured[way] = Figures(top1=found.top1, agreement=agreement(dense, found))
     done = repaired.reconstruction
-    anew = final if done is None else decided(recalibrated(repaired.as_cut, data, options), data, device=options.device)
     return RepairFigures(
-        as_cut=measured(decided(repaired.as_cut, data, device=options.device)), recalibrated=measured(anew),
-        reconstructed=None if done is None else measured(final),
-        images=len(calibration(data, options)) if done is None else done.images, seconds=0.0 if done is None else done.seconds,
-        note=repaired.why_not if done is None else done.note,
+        as_cut=measured[AS_CUT], recalibrated=measured.get(RECALIBRATED), reconstructed=measured.get(RECONSTRUCTED),
+        taken=repaired.taken, images=repaired.images, seconds=0.0 if done is None else done.seconds, note=repaired.note,
     )  # fmt: skip

@@ -54,7 +54,7 @@ def rivals(
     images, classes = data.split("train"), len(data.classes_for("training"))
 
     def trained(model: nn.Module, recipe: Recipe, name: str, label: str, file: str) -> Rival:
-        model, training = train(model, images, data.validation, recipe)
+        model, training = train(model, images, data.validation, recipe, keep_start=checkpoint.judged_fairly(data))
         if file != dense_file:
             export(model, checkpoint.example(), folder / file, {})
         return Rival(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...errors import SlimrankError
-from ...evaluate.accuracy import accuracy, predictor
+from ...evaluate.accuracy import decisions, predictor
 from ...evaluate.data import Images
 from ...evaluate.dataspec import needs_labels
 from .augment import augmented
@@ -34,16 +34,18 @@ def train(
     *,
     teacher: nn.Module | None = None,
     keep_best: bool = True,
+    keep_start: bool = False,
     progress: Path | None = None,
     gates: Tensor | None = None,
 ) -> tuple[nn.Module, Training]:
     """Train a copy of `model` as `recipe` says.
 
-    With `keep_best` and a validation split, the weights of its best epoch are returned, else the last. `progress`: a file
-    that holds everything after every epoch; where it is there already, the run goes on from it and ends as if it had never
-    been stopped; the caller removes it once the result is saved. Raises SlimrankError when the loss is no longer finite,
-    for images without labels, and for a `progress` file of another run. `gates`: to go on from, [features, classes], where
-    the recipe has gates.
+    With `keep_best` and a validation split, the weights of its best epoch are returned, else the last; with `keep_start` as
+    well, those it began with are one more candidate, which is fair where they have not been trained on these images.
+    `progress`: a file that holds everything after every epoch; where it is there already, the run goes on from it and ends as
+    if it had never been stopped; the caller removes it once the result is saved. `gates`: to go on from, [features, classes],
+    where the recipe has gates. Raises SlimrankError when the loss is no longer finite, for images without labels, and for a
+    `progress` file of another run.
     """
     recipe.check()
     if bool((images.labels < 0).any()):
@@ -55,17 +57,18 @@ def train(
         teacher = copy.deepcopy(teacher).to(recipe.device).to(memory_format=torch.channels_last).eval()
     example = torch.zeros(1, *images.preprocessing.shape, device=recipe.device)
     run = TrainingRun(student, images, validation, recipe, teacher, keep_best, regularisers(student, recipe, example, gates))
-    if progress is None:
-        while not run.finished:
-            run.epoch()
-        return run.result()
-    name = run_identity(recipe, keep_best, (images, validation), (model, teacher), gates)
-    state = take_up(progress, name)
+    name, state = "", None
+    if progress is not None:
+        name = run_identity(recipe, (keep_best, keep_start), (images, validation), (model, teacher), gates)
+        state = take_up(progress, name)
     if state is not None:
         run.load(state)
+    elif keep_start and keep_best:
+        run.start_top1 = run.validate()
     while not run.finished:
         run.epoch()
-        leave(progress, name, run.state())
+        if progress is not None:
+            leave(progress, name, run.state())
     return run.result()
 
 
@@ -136,6 +139,7 @@ class TrainingRun:
         self.losses: list[float] = []
         self.tops: list[float] = []
         self.best: dict[str, Tensor] = {}
+        self.start_top1: float | None = None  # on validation, where what it began with may be the result
 
     @property
     def learner(self) -> nn.Module:
@@ -144,8 +148,11 @@ class TrainingRun:
 
     @property
     def best_epoch(self) -> int:
-        """Counted from 1; the last one where no validation decides."""
-        return self.tops.index(max(self.tops)) + 1 if self.keep_best and self.tops else len(self.losses)
+        """Counted from 1; 0: what it began with; the last one where no validation decides."""
+        if not (self.keep_best and self.tops):
+            return len(self.losses)
+        best = max(self.tops)
+        return 0 if self.start_top1 is not None and self.start_top1 >= best else self.tops.index(best) + 1
 
     @property
     def finished(self) -> bool:
@@ -158,7 +165,7 @@ class TrainingRun:
         recipe, number = self.recipe, len(self.losses) + 1
         active = [regulariser for regulariser in self.regularisers if regulariser.active(number - 1)]
         self.model.train()
-        total, classes = 0.0, 0
+        total = 0.0
         crops = self.settings.augment.startswith("crop")
         bar = tqdm(
             self.images.batches(self.settings.batch, shuffle=self.generator, device=recipe.device, crops=crops),
@@ -171,29 +178,37 @@ class TrainingRun:
             if len(x) < 2:  # BatchNorm cannot train on one image
                 continue
             share = len(x) / min(group, usable - seen // group * group)
-            loss, classes = self.gradients(x, labels, active, share)
-            total, seen = total + loss * len(x), seen + len(x)
+            total, seen = total + self.gradients(x, labels, active, share) * len(x), seen + len(x)
             if seen % group == 0 or seen == usable:
                 self.step(active)
         self.losses.append(total / len(self.images))
         if not math.isfinite(self.losses[-1]):
             raise SlimrankError(f"training diverged in epoch {number} (loss {self.losses[-1]}); {recipe.remedy}")
-        if self.validation is not None and len(self.validation):
-            top1 = accuracy(predictor(self.learner), self.validation.batches(device=recipe.device), classes).top1
-            if self.keep_best and top1 > max(self.tops, default=-1.0):
-                self.best = {k: v.clone() for k, v in self.learner.state_dict().items()}
+        top1 = self.validate()
+        if top1 is not None:
             self.tops.append(top1)
 
-    def gradients(self, x: Tensor, labels: Tensor, active: list[Regulariser], share: float) -> tuple[float, int]:
-        """Add the gradients of a batch, which is this share of a step's images; its loss, and how many classes there are."""
+    def validate(self) -> float | None:
+        """Top-1 on validation, where there is one; the weights are remembered where none did better before."""
+        if self.validation is None or not len(self.validation):
+            return None
+        found = decisions(predictor(self.learner), self.validation.batches(device=self.recipe.device))
+        top1 = int((found == self.validation.labels).sum()) / len(found)
+        before = self.tops if self.start_top1 is None else [self.start_top1, *self.tops]
+        if self.keep_best and top1 > max(before, default=-1.0):
+            self.best = {k: v.clone() for k, v in self.learner.state_dict().items()}
+        return top1
+
+    def gradients(self, x: Tensor, labels: Tensor, active: list[Regulariser], share: float) -> float:
+        """Add the gradients of a batch, which is this share of a step's images; gives its loss."""
         x = augmented(x, self.settings.augment, self.generator).contiguous(memory_format=torch.channels_last)
         with ExitStack() as contexts:
             seen = [contexts.enter_context(regulariser.context(labels)) for regulariser in active]
-            logits, loss = self.loss(x, labels)
+            loss = self.loss(x, labels)
         for regulariser, maps in zip(active, seen, strict=True):
             loss = loss + regulariser.penalty(maps, self.generator)
         torch.autograd.backward(loss if share == 1 else share * loss)
-        return loss.item(), logits.shape[1]
+        return loss.item()
 
     def step(self, active: list[Regulariser]) -> None:
         """Take one step along the gradients that have added up."""
@@ -205,8 +220,8 @@ class TrainingRun:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [images, classes], and their cross-entropy, with a teacher mixed with its divergence."""
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of the logits, with a teacher mixed with its divergence."""
         recipe = self.recipe
         taught: Tensor | None = None
         half = self.settings.precision == "bf16"
@@ -220,7 +235,7 @@ class TrainingRun:
         if taught is not None:
             share = recipe.teacher_share
             loss = (1 - share) * loss + share * distillation(logits, taught.float())
-        return logits, loss
+        return loss
 
     def state(self) -> dict[str, Any]:
         """All that an epoch changes, as torch.save takes it and torch.load gives it with weights_only."""
@@ -230,6 +245,7 @@ class TrainingRun:
             "schedule": {k: v for k, v in schedule.items() if isinstance(v, (int, float, bool))},
             "generator": self.generator.get_state(), "random": torch.get_rng_state(), "losses": self.losses,
             "average": {} if self.average is None else self.average.state_dict(), "learnt": self.learnt(), "tops": self.tops,
+            "start_top1": self.start_top1,
             "best": self.best, "seconds": time.perf_counter() - self.began,
         }  # fmt: skip
 
@@ -245,6 +261,7 @@ class TrainingRun:
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
         self.losses, self.tops, self.best = state["losses"], state["tops"], state["best"]
+        self.start_top1 = state["start_top1"]
         self.began -= state["seconds"]
 
     def learnt(self) -> dict[str, Tensor]:
@@ -255,7 +272,7 @@ class TrainingRun:
         self.model.load_state_dict(self.best or self.learner.state_dict())
         training = Training(
             epochs=len(self.losses), lr=self.recipe.lr, images=len(self.images), seconds=time.perf_counter() - self.began,
-            loss=self.losses, validation_top1=self.tops, best_epoch=self.best_epoch, seed=self.recipe.seed,
-            options=self.settings, learnt={name: value.cpu() for name, value in self.learnt().items()},
+            loss=self.losses, validation_top1=self.tops, best_epoch=self.best_epoch, start_top1=self.start_top1,
+            seed=self.recipe.seed, options=self.settings, learnt={name: value.cpu() for name, value in self.learnt().items()},
         )  # fmt: skip
         return self.model.cpu().to(memory_format=torch.contiguous_format).eval(), training

@@ -15,7 +15,7 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> n
     al. 2020, "EagleEye", section 3.2 (adaptive batch normalization).
     """
     model = copy.deepcopy(model)
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = _norms(model)
     if not norms:
         return model
     training, momenta = model.training, [norm.momentum for norm in norms]
@@ -31,3 +31,12 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> n
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.train(training)
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether a network has anything to recalibrate."""
+    return bool(_norms(model))
+
+
+def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]

@@ -28,7 +28,8 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a run did. `validation_top1` has one entry an epoch; the weights kept are those of `best_epoch` (from 1).
+    """What a run did. `validation_top1` has one entry an epoch; the weights kept are those of `best_epoch` (from 1; 0:
+    those it began with, `start_top1` on validation, which is None where they are no candidate).
 
     `epochs` were run, fewer than asked for where `patience` ended it. `seconds` counts a run that was taken up again in full.
     `learnt`: what regularisers hold beside the network's weights.
@@ -41,6 +42,7 @@ class Training:
     loss: list[float]
     validation_top1: list[float]
     best_epoch: int
+    start_top1: float | None
     seed: int
     options: Settings
     learnt: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
@@ -58,5 +60,7 @@ class Training:
     def __str__(self) -> str:
         tops = " ".join(f"{t:.4f}" for t in self.validation_top1)
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        if self.best_epoch == 0:
+            tops += f", none above {self.start_top1:.4f} before it: the weights are left as they were"
         early = f" (stopped early, {self.options.asked} asked for)" if self.options.asked > self.epochs else ""
         return f"{epochs}{early} of {self.images:,} images in {self.seconds:.0f} s; validation top-1 {tops}"

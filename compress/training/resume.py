@@ -16,10 +16,11 @@ from .recipe import Recipe
 
 
 def run_identity(
-    recipe: Recipe, keep_best: bool, splits: Sequence[Images | None], models: Sequence[nn.Module | None], gates: Tensor | None
-) -> str:
-    """Hash the recipe, the images, and the weights that a run starts from and learns from."""
-    digest = hashlib.sha256(repr((recipe, keep_best)).encode())
+    recipe: Recipe, keep: tuple[bool, bool], splits: Sequence[Images | None], models: Sequence[nn.Module | None],
+    gates: Tensor | None,
+) -> str:  # fmt: skip
+    """Hash the recipe, which epochs may be kept, the images, and the weights that a run starts from and learns from."""
+    digest = hashlib.sha256(repr((recipe, keep)).encode())
     for images in splits:
         if images is not None:
             digest.update(repr(images.preprocessing).encode() + images.labels.numpy().tobytes())
