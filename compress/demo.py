@@ -30,6 +30,6 @@ def prepare(out: str | Path, say: Callable[[str], None]) -> Run:
         training = done.training
         say(f"train      {training.seconds:7.1f} s  {MODEL} on {training.images:,} digits, {EPOCHS} epochs")
     options = CompressOptions(
-        data=DIGITS, training=Recipe(epochs=FINETUNE, lr=GENTLE), rivals=True, scratch_epochs=EPOCHS + FINETUNE
+        data=DIGITS, training=Recipe(lr=GENTLE), epochs=FINETUNE, rivals=True, scratch_epochs=EPOCHS + FINETUNE
     )
     return start(trained, out, options)

@@ -23,13 +23,14 @@ class CompressOptions:
     """What `compress` was asked for; a folder made with other options is refused.
 
     Without a budget, half of the MACs are kept. `training` fine-tunes after the last cut, and every trial of `max_drop`;
-    `timing`, `seed` and `device` hold for all stages. On images without labels nothing is trained, and the classifier is
-    kept. `scratch_epochs`: of a uniform network from scratch beside the rivals.
+    `timing`, `seed` and `device` hold for all stages. On images without labels the classifier is kept, and `epochs` that are
+    asked for learn what the given network decides. `scratch_epochs`: of a uniform network from scratch beside the rivals.
     """
 
     data: DataSpec | None = None
     pruning: PruneOptions = nested(PruneOptions(), without=("epochs", "batch", "threads", "providers"))
-    training: Recipe = nested(TUNING, without=("teacher_share",))
+    training: Recipe = nested(TUNING, without=("teacher_share", "epochs"))
+    epochs: int | None = option(None, f"passes over the training images (default {TUNING.epochs}; 0 without labels)")
     subspaces: HeadOptions = nested(HeadOptions(), only=("select", "fit", "k1", "k2", "rescore"))
     timing: Timing = nested(Timing())
     head: str = option("auto", "auto (default: subspaces where they are faster), linear, gather, tiled, int8")
@@ -51,12 +52,15 @@ class CompressOptions:
 
     @property
     def finetuning(self) -> Recipe:
-        return replace(self.training, seed=self.seed, device=self.device)
+        """What trains after the last cut; `epochs` 0: nothing does."""
+        usual = self.training.epochs if self.data is None or self.data.labelled else 0
+        epochs = usual if self.epochs is None else self.epochs
+        return replace(self.training, epochs=epochs, seed=self.seed, device=self.device)
 
     @property
     def prune(self) -> PruneOptions:
         """The options of the prune stage; its trials are trained as the result would be."""
-        epochs = self.training.epochs if self.cut.max_drop is not None else 0
+        epochs = self.finetuning.epochs if self.cut.max_drop is not None else 0
         return replace(
             self.pruning, cut=self.cut, timing=self._clock if self.cut.clocked else None,
             training=replace(self.finetuning, epochs=epochs), seed=self.seed, device=self.device,
@@ -85,7 +89,7 @@ class CompressOptions:
             raise SlimrankError("`rivals` and `head` gather, tiled or int8 need images; add `data`")
         if not labels:
             self._check_unlabelled()
-        replace(self.training, epochs=max(1, self.training.epochs) if self.training.epochs >= 0 else -1).check()
+        replace(self.finetuning, epochs=self.finetuning.epochs or 1).check()
         return self
 
     def _check_unlabelled(self) -> None:
@@ -93,13 +97,11 @@ class CompressOptions:
             raise needs_labels("`rivals`")
         if self.head not in ("auto", "linear"):
             raise needs_labels(f"`head` {self.head}")
-        if self.training.epochs and self.training != TUNING:
-            raise needs_labels("fine-tuning", "leave out `epochs` and its other options, or give data with classes")
 
     def to_dict(self) -> dict[str, Any]:
         """Every option by name, as the report holds it."""
         spec = flat(self.data) if self.data else {**flat(DataSpec), "data": None}
         return {
-            **spec, **flat(self), "ranker": self.pruning.ranker or DEFAULT,
+            **spec, **flat(self), "ranker": self.pruning.ranker or DEFAULT, "epochs": self.finetuning.epochs,
             "scratch_epochs": self.scratch_epochs,
         }  # fmt: skip

@@ -265,19 +265,21 @@ def _prune(run: Run) -> PruneRow:
 def _finetune(run: Run) -> FinetuneRow:
     options, cut = run.options, run.row(PruneRow)
     smaller = run.slim(run.at("pruned.safetensors"))
-    if run.data is None or run.unlearnable or options.training.epochs == 0 or cut.training is not None:
+    if run.data is None or options.finetuning.epochs == 0 or cut.training is not None:
         save(smaller, run.at("finetuned.safetensors"))
         if cut.training is not None:  # the trial that was taken is the result
             says = f"{cut.training['epochs']} epochs{_top1(cut.top1)}, in the trial that was taken"
             return FinetuneRow(top1=cut.top1, training=cut.training, says=says)
         return FinetuneRow(top1=None, training=None, says=f"left out: {run.unlearnable or '`epochs` 0'}")
+    taught = options.pruning.distill or run.data.classes is None
     tuned = finetune(
-        smaller, run.data, options.finetuning, teacher=run.given if options.pruning.distill else None,
-        progress=run.at("finetune.part"), top1_before=cut.top1,
+        smaller, run.data, options.finetuning, teacher=run.given if taught else None, progress=run.at("finetune.part")
     )  # fmt: skip
     save(tuned.checkpoint, run.at("finetuned.safetensors"))
     run.at("finetune.part").unlink(missing_ok=True)
     says = f"{tuned.training.epochs} epochs{_top1(tuned.top1_after)}"
+    if tuned.agreement_after is not None:
+        says = f"{tuned.training.epochs} epochs, agrees with the dense network on {tuned.agreement_after:.1%}"
     return FinetuneRow(top1=tuned.top1_after, training=tuned.training.to_dict(), says=says)
 
 
@@ -286,7 +288,7 @@ def _rivals(run: Run) -> RivalsRow:
     if not options.rivals:
         return RivalsRow(rows=[], says="left out: add `rivals` for the dense model and random filters, trained equally")
     assert run.data is not None
-    recipe = replace(options.finetuning, epochs=max(1, options.training.epochs))
+    recipe = replace(options.finetuning, epochs=max(1, options.finetuning.epochs))
     rows = rivals(
         run.given, run.data, options.prune, recipe, cut.macs_after / cut.macs_before, run.place.folder,
         dense_file=DENSE, scratch_epochs=options.scratch_epochs,

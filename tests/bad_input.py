@@ -154,7 +154,7 @@ FAILS = [
     ("prune dense.safetensors --macs 0.5 --data images:empty -o out.safetensors", "no pictures"),
     ("prune dense.safetensors --macs 0.5 --data images:two -o out.safetensors", "too few"),
     ("prune dense.safetensors --macs 0.5 --data images:ten --ranker taylor -o out.safetensors", "take one of l1"),
-    ("prune dense.safetensors --macs 0.5 --data images:ten --steps 2 -o out.safetensors", "add --recover 0"),
+    ("finetune dense.safetensors --epochs 1 --data images:ten -o out.safetensors", "add --teacher"),
     ("prune dense.safetensors --max-drop 0.1 --data images:ten -o out.safetensors", "--max-drop needs labels"),
     ("rank dense.safetensors --ranker car --data images:ten -o s.json", "ranker car needs labels"),
     ("sensitivity dense.safetensors --data images:ten -o s.json", "needs labels"),

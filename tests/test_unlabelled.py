@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,8 +131,43 @@ def test_accuracy_and_training_refuse_images_without_labels(trained, digits):
     images = open_data(f"images:{digits}", given.preprocessing).split("train")
     with pytest.raises(SlimrankError, match="accuracy needs labels"):
         accuracy_on(given.model, images, 10)
-    with pytest.raises(SlimrankError, match="training needs labels"):
+    with pytest.raises(SlimrankError, match=r"training needs labels, .* give a `teacher`"):
         train(given.model, images, None, Recipe(epochs=1))
+
+
+def test_without_labels_the_teacher_is_all_that_is_learnt(trained):
+    """The same steps as on labelled images of which the loss takes nothing."""
+    teacher, student = load(trained), load(trained).model
+    with torch.no_grad():
+        student.get_submodule("conv1").weight.mul_(0.5)
+    labelled = open_data("digits", teacher.preprocessing, limit=120).split("train")
+    bare = labelled.subset(torch.arange(len(labelled)))
+    bare.labels = torch.full_like(bare.labels, -1)
+    recipe = Recipe(2, 0.01, teacher_share=1.0, precision="fp32")
+    expected, _ = train(student, labelled, None, recipe, teacher=teacher.model)
+    found, _ = train(student, bare, None, replace(recipe, teacher_share=0.5), teacher=teacher.model)
+    for a, b in zip(expected.parameters(), found.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_finetuning_without_labels_tells_agreement_with_the_teacher(trained, digits, tmp_path, capsys):
+    half, tuned = tmp_path / "half.safetensors", tmp_path / "tuned.safetensors"
+    data = ["--data", f"images:{digits}"]
+    assert main(["prune", str(trained), *data, "--macs", "0.3", "--no-reconstruct", "-o", str(half)]) == 0
+    words = ["finetune", str(half), *data, "--epochs", "2", "--lr", "0.01", "--json", "-o", str(tuned)]
+    assert main(words) == 1
+    assert "add --teacher, whose decisions are learnt, or data with classes" in capsys.readouterr().err
+    assert main([*words, "--teacher", str(trained)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["top1_before"], found["top1_after"]) == (None, None)
+    assert found["training"]["validation_top1"] is found["training"]["start_top1"] is None
+    reached = [found["training"]["start_agreement"], *found["training"]["validation_agreement"]]
+    assert found["training"]["best_epoch"] == reached.index(max(reached))
+    dense, after = load(trained), load(tuned)
+    images = open_data(f"images:{digits}", dense.preprocessing)
+    expected = agreement(decided(dense.model, images), decided(after.model, images))
+    assert found["agreement_after"] == pytest.approx(expected)
+    assert "agreement with the teacher" in found["says"]
 
 
 @pytest.mark.parametrize("name", RANKERS)
@@ -239,13 +275,37 @@ def test_the_result_keeps_the_class_names_of_the_network(compressed, trained):
     assert main(["evaluate", str(out / "model.onnx"), "--data", "digits"]) == 0
 
 
-def test_pruning_in_steps_without_recovery(trained, digits, tmp_path, capsys):
-    words = ["prune", str(trained), "--data", f"images:{digits}", "--macs", "0.6", "--steps", "2", "--recover", "0", "--json"]
+@pytest.mark.parametrize("recover", ["0", "1"])
+def test_pruning_in_steps(trained, digits, tmp_path, capsys, recover):
+    words = [
+        "prune",
+        str(trained),
+        "--data",
+        f"images:{digits}",
+        "--macs",
+        "0.6",
+        "--steps",
+        "2",
+        "--recover",
+        recover,
+        "--json",
+    ]
     assert main([*words, "-o", str(tmp_path / "out.safetensors")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["top1_before"] is found["top1_after"] is None
     assert 0 < found["agreement"] <= 1
     assert "agrees with the dense network on" in found["table"]
+
+
+def test_epochs_that_are_asked_for_learn_what_the_given_network_decides(trained, digits, tmp_path):
+    words = ["compress", str(trained), "--data", f"images:{digits}", "--batch", "1", "--epochs", "1", "--lr", "0.01"]
+    assert main([*words, "-o", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    stage = next(stage for stage in report["stages"] if stage["name"] == "finetune")
+    assert report["options"]["epochs"] == stage["training"]["epochs"] == 1
+    assert stage["top1"] is None
+    assert len(stage["training"]["validation_agreement"]) == 1
+    assert f"agrees with the dense network on {report['compressed']['agreement']:.1%}" in stage["says"]
 
 
 def test_with_labels_agreement_stands_beside_top1(trained, tmp_path, capsys):

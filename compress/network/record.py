@@ -67,8 +67,8 @@ class Checkpoint:
         return data.validation_from.startswith("train") and self.trained_on != data.identity
 
     def judged_fairly(self, data: Data) -> bool:
-        """Tell whether what `data` calls validation can be counted on not to have trained these weights."""
-        return data.validation_from.startswith("test") or self.validation_seen(data) is False
+        """Tell whether what `data` calls validation can be counted on not to have taught these weights its labels."""
+        return data.classes is None or data.validation_from.startswith("test") or self.validation_seen(data) is False
 
     def outputs(self) -> int:
         """Count the classes told apart. Raises SlimrankError where the network does not run on one tensor of images."""

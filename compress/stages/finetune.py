@@ -8,7 +8,7 @@ import torch
 
 from ...errors import SlimrankError
 from ...evaluate.data import Data, Preprocessing
-from ...evaluate.dataspec import DataSpec
+from ...evaluate.dataspec import DataSpec, needs_labels
 from ...evaluate.imagespec import ImageSpec
 from ..channels import channels_of
 from ..channels.features import classifier
@@ -20,25 +20,29 @@ from ..training.loop import train
 from ..training.recipe import BlockNorm, Recipe
 from ..training.result import Training
 from ..training.vanished import Vanished, without_vanished
-from .measure import accuracy_on
+from .measure import agreement, decided
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned:
-    """A checkpoint that was trained, with test accuracy before and after on `n` images."""
+    """A checkpoint that was trained, with test accuracy before and after on `n` images; where these have no labels, with the
+    share of them on which it decides as its teacher."""
 
     checkpoint: Checkpoint
     training: Training
-    top1_before: float
-    top1_after: float
+    top1_before: float | None
+    top1_after: float | None
     n: int
+    agreement_before: float | None = None
+    agreement_after: float | None = None
     block_norm: "Shrunk | None" = None
     csg: gates.Gated | None = None
     validation_seen: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "top1_before": self.top1_before, "top1_after": self.top1_after, "n": self.n,
+            "top1_before": self.top1_before, "top1_after": self.top1_after, "agreement_before": self.agreement_before,
+            "agreement_after": self.agreement_after, "n": self.n,
             "training": self.training.to_dict(),
             **({"block_norm": self.block_norm.to_dict()} if self.block_norm else {}),
             **({"csg": self.csg.to_dict()} if self.csg else {}),
@@ -47,9 +51,12 @@ class Finetuned:
 
     def __str__(self) -> str:
         lines = [str(self.training), *(str(part) for part in (self.block_norm, self.csg) if part is not None)]
-        if self.top1_after < self.top1_before / 2:
+        before, after, what = self.top1_before, self.top1_after, "top-1"
+        if before is None or after is None:
+            before, after, what = self.agreement_before or 0.0, self.agreement_after or 0.0, "agreement with the teacher"
+        if after < before / 2:
             lines.append("note: training lost more than half of the accuracy; lower `lr`")
-        return "\n".join([*lines, f"top-1 {self.top1_before:.4f} -> {self.top1_after:.4f} on {self.n:,} test images"])
+        return "\n".join([*lines, f"{what} {before:.4f} -> {after:.4f} on {self.n:,} test images"])
 
 
 def finetune(
@@ -59,30 +66,34 @@ def finetune(
     *,
     teacher: Checkpoint | None = None,
     progress: Path | None = None,
-    top1_before: float | None = None,
     step: str = "finetune",
 ) -> Finetuned:
     """Train on the train split, keep the epoch that validates best, measure test accuracy before and after.
 
-    `progress`: a file to go on from (training/loop.py). `top1_before`: on test, where it is known. Raises SlimrankError for a
-    recipe that cannot train, a teacher that sees images differently, and data of other classes or of none.
+    Images without labels are learnt from the teacher alone. `progress`: a file to go on from (training/loop.py). Raises
+    SlimrankError for a recipe that cannot train, a teacher that sees images differently, data of other classes, and data of
+    none without a teacher.
     """
     recipe.check()
     checkpoint = checkpoint.with_classes(data)
-    classes = len(data.classes_for("training"))
+    if data.classes is None and teacher is None:
+        raise needs_labels("training", "add `teacher`, whose decisions are learnt, or data with classes")
+    if recipe.csg is not None:
+        data.classes_for("`csg`")
     if teacher is not None:
         if teacher.preprocessing != checkpoint.preprocessing:
             raise SlimrankError("teacher and student preprocess images differently; they must see the same pixels")
         teacher.with_classes(data)
-    test = data.split("test")
-    if top1_before is None:
-        top1_before = accuracy_on(checkpoint.model, test, classes, recipe.device).top1
+    before = decided(checkpoint.model, data, device=recipe.device)
     model, training = train(
         checkpoint.model, data.split("train"), data.validation, recipe,
         keep_start=checkpoint.judged_fairly(data), teacher=teacher.model if teacher else None, progress=progress,
         gates=checkpoint.gates if recipe.csg else None,
     )  # fmt: skip
-    after = accuracy_on(model, test, classes, recipe.device)
+    after = decided(model, data, device=recipe.device)
+    taught = None
+    if data.classes is None and teacher is not None:
+        taught = decided(teacher.model, data, device=recipe.device)
     told = {"epochs": training.epochs, "lr": recipe.lr, "seed": recipe.seed, "images": training.images}
     trained = checkpoint.then(model, step=step, **told, precision=training.options.precision)
     if step == "train" and len(checkpoint.history) == 1 and checkpoint.history[0]["step"] == "build":
@@ -94,9 +105,12 @@ def finetune(
         layer, _ = classifier(model, channels_of(trained), trained.example())
         trained = replace(trained, gates=training.gates)
         with on(recipe.device, model):
-            gated = gates.measure_gates(model, layer, training.gates, test.batches(device=recipe.device), classes)
+            batches = data.split("test").batches(device=recipe.device)
+            gated = gates.measure_gates(model, layer, training.gates, batches, len(data.classes_for("`csg`")))
     return Finetuned(
-        checkpoint=trained, training=training, top1_before=top1_before, top1_after=after.top1, n=after.n,
+        checkpoint=trained, training=training, top1_before=before.top1, top1_after=after.top1, n=len(after.classes),
+        agreement_before=None if taught is None else agreement(taught, before),
+        agreement_after=None if taught is None else agreement(taught, after),
         block_norm=shrunk, csg=gated, validation_seen=trained.validation_seen(data),
     )  # fmt: skip
 

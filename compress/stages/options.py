@@ -76,19 +76,12 @@ class PruneOptions:
             raise SlimrankError("`max_drop`, `steps` and `distill` need images; add `data`")
         if not scored:
             record.check_data(images, labels)
-        if images and not labels:
-            self._check_unlabelled()
+        if images and not labels and self.cut.max_drop is not None:
+            raise needs_labels("`max_drop`")
         if self.training.epochs and self.cut.max_drop is None:
             raise SlimrankError("`epochs` belongs to `max_drop` here; fine-tune the pruned checkpoint with `slimrank finetune`")
         replace(self.training, epochs=max(1, self.training.epochs) if self.training.epochs >= 0 else -1).check()
         return self
-
-    def _check_unlabelled(self) -> None:
-        for name, asked in (("max_drop", self.cut.max_drop is not None), ("distill", self.distill)):
-            if asked:
-                raise needs_labels(f"`{name}`")
-        if self.steps > 1 and self.recover:
-            raise needs_labels("training between `steps`", "add `recover` 0, or give data with classes")
 
     def recipe(self, epochs: int) -> Recipe:
         return replace(self.training, epochs=epochs, seed=self.seed, device=self.device)

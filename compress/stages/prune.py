@@ -113,9 +113,10 @@ class _Job:
 
     def train(self, model: nn.Module, epochs: int, progress: str | None = None) -> tuple[nn.Module, Training]:
         assert self.data is not None
+        taught = self.options.distill or self.data.classes is None
         return train(
             model, self.data.split("train"), self.data.validation, self.options.recipe(epochs),
-            keep_start=self.given.judged_fairly(self.data), teacher=self.given.model if self.options.distill else None,
+            keep_start=self.given.judged_fairly(self.data), teacher=self.given.model if taught else None,
             progress=self.place.at(progress) if self.place and progress else None,
         )  # fmt: skip
 

@@ -40,16 +40,17 @@ def train(
 ) -> tuple[nn.Module, Training]:
     """Train a copy of `model` as `recipe` says.
 
+    Images without labels are learnt from the teacher alone, and what validates best is what decides most often as it does.
     With `keep_best` and a validation split, the weights of its best epoch are returned, else the last; with `keep_start` as
     well, those it began with are one more candidate, which is fair where they have not been trained on these images.
     `progress`: a file that holds everything after every epoch; where it is there already, the run goes on from it and ends as
     if it had never been stopped; the caller removes it once the result is saved. `gates`: to go on from, [features, classes],
-    where the recipe has gates. Raises SlimrankError when the loss is no longer finite, for images without labels, and for a
-    `progress` file of another run.
+    where the recipe has gates. Raises SlimrankError when the loss is no longer finite, for images without labels and
+    no teacher, and for a `progress` file of another run.
     """
     recipe.check()
-    if bool((images.labels < 0).any()):
-        raise needs_labels("training")
+    if teacher is None and not images.labelled:
+        raise needs_labels("training", "add `teacher`, whose decisions are learnt, or data with classes")
     keep_best = keep_best and not recipe.keeps_last
     torch.manual_seed(recipe.seed)
     student = copy.deepcopy(model).to(recipe.device).to(memory_format=torch.channels_last)
@@ -140,6 +141,9 @@ class TrainingRun:
         self.tops: list[float] = []
         self.best: dict[str, Tensor] = {}
         self.start_top1: float | None = None  # on validation, where what it began with may be the result
+        self.expected = None if validation is None else validation.labels
+        if validation is not None and not validation.labelled and teacher is not None and len(validation):
+            self.expected = decisions(predictor(teacher), validation.batches(device=recipe.device))
 
     @property
     def learner(self) -> nn.Module:
@@ -189,11 +193,12 @@ class TrainingRun:
             self.tops.append(top1)
 
     def validate(self) -> float | None:
-        """Top-1 on validation, where there is one; the weights are remembered where none did better before."""
-        if self.validation is None or not len(self.validation):
+        """Top-1 on validation (of its labels, else of the teacher's decisions), where there is one; the weights are remembered
+        where none did better before."""
+        if self.validation is None or self.expected is None or not len(self.validation):
             return None
         found = decisions(predictor(self.learner), self.validation.batches(device=self.recipe.device))
-        top1 = int((found == self.validation.labels).sum()) / len(found)
+        top1 = int((found == self.expected).sum()) / len(found)
         before = self.tops if self.start_top1 is None else [self.start_top1, *self.tops]
         if self.keep_best and top1 > max(before, default=-1.0):
             self.best = {k: v.clone() for k, v in self.learner.state_dict().items()}
@@ -221,7 +226,7 @@ class TrainingRun:
             self.average.update_parameters(self.model)
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of the logits, with a teacher mixed with its divergence."""
+        """Cross-entropy of the logits, mixed with the divergence from a teacher's; where there are no labels, that alone."""
         recipe = self.recipe
         taught: Tensor | None = None
         half = self.settings.precision == "bf16"
@@ -231,6 +236,8 @@ class TrainingRun:
                 with torch.no_grad():
                     taught = self.teacher(x)
         logits = logits.float()
+        if taught is not None and not self.images.labelled:
+            return distillation(logits, taught.float())
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         if taught is not None:
             share = recipe.teacher_share
@@ -273,6 +280,7 @@ class TrainingRun:
         training = Training(
             epochs=len(self.losses), lr=self.recipe.lr, images=len(self.images), seconds=time.perf_counter() - self.began,
             loss=self.losses, validation_top1=self.tops, best_epoch=self.best_epoch, start_top1=self.start_top1,
-            seed=self.recipe.seed, options=self.settings, learnt={name: value.cpu() for name, value in self.learnt().items()},
+            seed=self.recipe.seed, options=self.settings, labelled=self.images.labelled,
+            learnt={name: value.cpu() for name, value in self.learnt().items()},
         )  # fmt: skip
         return self.model.cpu().to(memory_format=torch.contiguous_format).eval(), training

@@ -32,7 +32,8 @@ class Training:
     those it began with, `start_top1` on validation, which is None where they are no candidate).
 
     `epochs` were run, fewer than asked for where `patience` ended it. `seconds` counts a run that was taken up again in full.
-    `learnt`: what regularisers hold beside the network's weights.
+    `learnt`: what regularisers hold beside the network's weights. Not `labelled`: `validation_top1` and `start_top1` are of
+    the teacher's decisions.
     """
 
     epochs: int
@@ -46,6 +47,7 @@ class Training:
     seed: int
     options: Settings
     learnt: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    labelled: bool = True
 
     @property
     def gates(self) -> Tensor | None:
@@ -53,14 +55,18 @@ class Training:
         return self.learnt.get("gates")
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; tensors are left out."""
-        numbers = {key: value for key, value in vars(self).items() if key != "learnt"}
-        return {**numbers, "options": self.options.to_dict()}
+        """For JSON; tensors are left out, and agreement with the teacher is not called top-1."""
+        told = {key: value for key, value in vars(self).items() if key not in ("learnt", "labelled")}
+        if not self.labelled:
+            for key in ("validation_{}", "start_{}"):
+                told |= {key.format("agreement"): told[key.format("top1")], key.format("top1"): None}
+        return {**told, "options": self.options.to_dict()}
 
     def __str__(self) -> str:
         tops = " ".join(f"{t:.4f}" for t in self.validation_top1)
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        measure = "top-1" if self.labelled else "agreement with the teacher"
         if self.best_epoch == 0:
             tops += f", none above {self.start_top1:.4f} before it: the weights are left as they were"
         early = f" (stopped early, {self.options.asked} asked for)" if self.options.asked > self.epochs else ""
-        return f"{epochs}{early} of {self.images:,} images in {self.seconds:.0f} s; validation top-1 {tops}"
+        return f"{epochs}{early} of {self.images:,} images in {self.seconds:.0f} s; validation {measure} {tops}"

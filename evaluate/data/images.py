@@ -36,6 +36,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether each image has a class."""
+        return not bool((self.labels < 0).any())
+
     def subset(self, index: Tensor) -> "Images":
         """Choose images by their positions, in the order given."""
         chosen = Images([self.pictures[i] for i in index.tolist()], self.labels[index], self.preprocessing, self.workers)
