@@ -131,7 +131,7 @@ def test_accuracy_and_training_refuse_images_without_labels(trained, digits):
     images = open_data(f"images:{digits}", given.preprocessing).split("train")
     with pytest.raises(SlimrankError, match="accuracy needs labels"):
         accuracy_on(given.model, images, 10)
-    with pytest.raises(SlimrankError, match=r"training needs labels, .* give a `teacher`"):
+    with pytest.raises(SlimrankError, match=r"training needs labels, .* add `teacher`"):
         train(given.model, images, None, Recipe(epochs=1))
 
 
