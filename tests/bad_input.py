@@ -164,12 +164,10 @@ FAILS = [
     ("finetune dense.safetensors --data images:ten -o out.safetensors", "training needs labels"),
     ("specialize dense.safetensors --data images:ten -o out.safetensors", "class-specific head needs labels"),
     ("explain dense.safetensors --data images:ten -o told", "needs labels"),
-    ("compress dense.safetensors --data images:ten --epochs 2 -o c", "fine-tuning needs labels"),
     ("compress dense.safetensors --data images:ten --rivals -o c", "--rivals needs labels"),
     ("compress dense.safetensors --data images:ten --head tiled -o c", "--head tiled needs labels"),
     ("compress dense.safetensors --data images:ten --distill -o c", "--distill needs labels"),
     ("compress dense.safetensors --data images:ten --max-drop 0.1 -o c", "--max-drop needs labels"),
-    ("compress dense.safetensors --data images:ten --steps 2 -o c", "add --recover 0"),
 ]
 USAGE = [
     "",

@@ -112,7 +112,7 @@ def repair(
         if taken != usual:
             notes.append(
                 f"{NAMES[usual]} it would be further from the dense network's logits on held-out images "
-                f"(error {errors[usual]:.2g} of their variance, {NAMES[taken]} {errors[taken]:.2g})"
+                f"(error {errors[usual]:.2g} of their squares, {NAMES[taken]} {errors[taken]:.2g})"
             )
     return Repaired(
         plan=plan, ways=ways, taken=taken, images=len(images), reconstruction=done, note="; ".join(notes)
@@ -132,10 +132,10 @@ def held_out(images: Images) -> Images:
 
 
 def logit_error(dense: nn.Module, smaller: nn.Module, images: Images, device: str = "cpu") -> float:
-    """Squared error of the logits, as a share of their variance over images; what is common to all classes of an image does
-    not count, since it decides nothing."""
+    """Squared error of the logits, as a share of their squares; what is common to all classes of an image does not count in
+    either, since it decides nothing."""
     wanted, found = (_centred(model, images, device) for model in (dense, smaller))
-    return float((found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp(min=1e-30))
+    return float((found - wanted).square().sum() / wanted.square().sum().clamp(min=1e-30))
 
 
 def _centred(model: nn.Module, images: Images, device: str) -> Tensor:
