@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...errors import SlimrankError
-from ...evaluate.accuracy import decisions, predictor
 from ...evaluate.data import Images
 from ...evaluate.dataspec import needs_labels
 from .augment import augmented
 from .average import averaged
+from .judge import Judge
 from .recipe import Recipe
 from .regularisers import Regulariser, regularisers
 from .result import Settings, Training
@@ -65,7 +65,7 @@ def train(
     if state is not None:
         run.load(state)
     elif keep_start and keep_best:
-        run.start_top1 = run.validate()
+        run.judge.start(run.learner)
     while not run.finished:
         run.epoch()
         if progress is not None:
@@ -128,8 +128,8 @@ class TrainingRun:
         self, model: nn.Module, images: Images, validation: Images | None, recipe: Recipe, teacher: nn.Module | None,
         keep_best: bool, regularisers: list[Regulariser],
     ):  # fmt: skip
-        self.model, self.images, self.validation, self.recipe = model, images, validation, recipe
-        self.teacher, self.keep_best, self.regularisers = teacher, keep_best, regularisers
+        self.model, self.images, self.recipe = model, images, recipe
+        self.teacher, self.regularisers = teacher, regularisers
         self.began = time.perf_counter()
         self.settings = settings(recipe, images, teacher is not None)
         self.generator = torch.Generator().manual_seed(recipe.seed)
@@ -138,12 +138,7 @@ class TrainingRun:
         self.optimizer, self.schedule = optimizer_and_schedule(model, recipe, self.steps)
         self.average = None if recipe.ema is None else averaged(model, recipe.ema)
         self.losses: list[float] = []
-        self.tops: list[float] = []
-        self.best: dict[str, Tensor] = {}
-        self.start_top1: float | None = None  # on validation, where what it began with may be the result
-        self.expected = None if validation is None else validation.labels
-        if validation is not None and not validation.labelled and teacher is not None and len(validation):
-            self.expected = decisions(predictor(teacher), validation.batches(device=recipe.device))
+        self.judge = Judge(validation, teacher, keep_best, recipe.device)
 
     @property
     def learner(self) -> nn.Module:
@@ -151,18 +146,9 @@ class TrainingRun:
         return self.model if self.average is None else self.average.module
 
     @property
-    def best_epoch(self) -> int:
-        """Counted from 1; 0: what it began with; the last one where no validation decides."""
-        if not (self.keep_best and self.tops):
-            return len(self.losses)
-        best = max(self.tops)
-        return 0 if self.start_top1 is not None and self.start_top1 >= best else self.tops.index(best) + 1
-
-    @property
     def finished(self) -> bool:
         patience = self.recipe.patience
-        idle = len(self.tops) - (self.tops.index(max(self.tops)) + 1 if self.tops else 0)
-        return len(self.losses) >= self.recipe.epochs or (patience is not None and idle >= patience)
+        return len(self.losses) >= self.recipe.epochs or (patience is not None and self.judge.idle >= patience)
 
     def epoch(self) -> None:
         """Train on all images once, then validate. Raises SlimrankError when the loss is no longer finite."""
@@ -188,21 +174,7 @@ class TrainingRun:
         self.losses.append(total / len(self.images))
         if not math.isfinite(self.losses[-1]):
             raise SlimrankError(f"training diverged in epoch {number} (loss {self.losses[-1]}); {recipe.remedy}")
-        top1 = self.validate()
-        if top1 is not None:
-            self.tops.append(top1)
-
-    def validate(self) -> float | None:
-        """Top-1 on validation (of its labels, else of the teacher's decisions), where there is one; the weights are remembered
-        where none did better before."""
-        if self.validation is None or self.expected is None or not len(self.validation):
-            return None
-        found = decisions(predictor(self.learner), self.validation.batches(device=self.recipe.device))
-        top1 = int((found == self.expected).sum()) / len(found)
-        before = self.tops if self.start_top1 is None else [self.start_top1, *self.tops]
-        if self.keep_best and top1 > max(before, default=-1.0):
-            self.best = {k: v.clone() for k, v in self.learner.state_dict().items()}
-        return top1
+        self.judge.epoch(self.learner)
 
     def gradients(self, x: Tensor, labels: Tensor, active: list[Regulariser], share: float) -> float:
         """Add the gradients of a batch, which is this share of a step's images; gives its loss."""
@@ -251,9 +223,8 @@ class TrainingRun:
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "schedule": {k: v for k, v in schedule.items() if isinstance(v, (int, float, bool))},
             "generator": self.generator.get_state(), "random": torch.get_rng_state(), "losses": self.losses,
-            "average": {} if self.average is None else self.average.state_dict(), "learnt": self.learnt(), "tops": self.tops,
-            "start_top1": self.start_top1,
-            "best": self.best, "seconds": time.perf_counter() - self.began,
+            "average": {} if self.average is None else self.average.state_dict(), "learnt": self.learnt(),
+            **self.judge.state(), "seconds": time.perf_counter() - self.began,
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
@@ -267,8 +238,8 @@ class TrainingRun:
             self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
-        self.losses, self.tops, self.best = state["losses"], state["tops"], state["best"]
-        self.start_top1 = state["start_top1"]
+        self.losses = state["losses"]
+        self.judge.load(state)
         self.began -= state["seconds"]
 
     def learnt(self) -> dict[str, Tensor]:
@@ -276,10 +247,11 @@ class TrainingRun:
 
     def result(self) -> tuple[nn.Module, Training]:
         """The network on the CPU, in eval mode, with the weights to keep, and the account of the run."""
-        self.model.load_state_dict(self.best or self.learner.state_dict())
+        self.model.load_state_dict(self.judge.best or self.learner.state_dict())
         training = Training(
             epochs=len(self.losses), lr=self.recipe.lr, images=len(self.images), seconds=time.perf_counter() - self.began,
-            loss=self.losses, validation_top1=self.tops, best_epoch=self.best_epoch, start_top1=self.start_top1,
+            loss=self.losses, validation_top1=self.judge.tops, start_top1=self.judge.start_top1,
+            best_epoch=len(self.losses) if self.judge.best_epoch is None else self.judge.best_epoch,
             seed=self.recipe.seed, options=self.settings, labelled=self.images.labelled,
             learnt={name: value.cpu() for name, value in self.learnt().items()},
         )  # fmt: skip
