@@ -8,7 +8,7 @@ Photographs of the sample folder, scaled to a shorter side of 375 pixels (ImageN
 crops. `train`: whole training steps of MobileNetV3-small (random crops, flips) on one thread of PyTorch; `no images`: the same
 steps on one batch that is always there. All in turn, `--rounds` times; the best counts, for whatever else the machine does only
 adds. Where it does much else, `cpu_ms_an_image` (of all processes) is the figure to compare. `index`: a folder of 100,000 files
-in 1,000 classes, opened; then ten shuffled batches of it, and by how much that raised the peak of the process's memory.
+in 1,000 classes, opened; then ten shuffled batches of it, and the process's peak of memory by then beside what all pixels take.
 """
 
 import argparse
@@ -96,15 +96,16 @@ def index(photograph: Path, folder: Path) -> dict[str, float]:
         shutil.copy(photograph, first)
         for i in range(1, A_CLASS):
             os.link(first, first.with_name(f"{i}.jpg"))
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds()
     data = DataSpec(f"folder:{folder}", workers=2).open(SEEN)
-    seconds = time.perf_counter() - began
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    row = {"images": CLASSES * A_CLASS, "seconds": round(time.perf_counter() - began, 2)}
+    row["cpu_seconds"] = round(cpu_seconds() - used, 2)
     generator = torch.Generator().manual_seed(0)
     for _ in itertools.islice(data.split("train").batches(BATCH, shuffle=generator, crops=True), 10):
         pass
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"images": CLASSES * A_CLASS, "seconds": round(seconds, 2), "batches_mb": round(taken / 1e3, 1)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    decoded = CLASSES * A_CLASS * math.prod(SEEN.shape) / 1e6
+    return {**row, "peak_mb": round(peak), "decoded_mb": round(decoded)}
 
 
 def main() -> None:
@@ -118,6 +119,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         paths = photographs(args.imagenet, folder, args.images)
+        rows.value["rows"]["index"] = index(paths[0], folder / "many")
+        print(rows.value["rows"]["index"], flush=True)
         labels = torch.arange(len(paths)) % CLASSES
         made: dict[str, Callable[[], None]] = {"decode": lambda: decode(paths), "pixels": lambda: pixels(paths)}
         for workers in (0, 1, 2):
@@ -140,8 +143,6 @@ def main() -> None:
                 }
                 rows.value["rows"][name] = row
                 print(f"{name:20}", row, flush=True)
-        rows.value["rows"]["index"] = index(paths[0], folder / "many")
-        print(rows.value["rows"]["index"])
     rows.value["about"]["load"] = [round(load, 1) for load in os.getloadavg()]
     rows.save()
 

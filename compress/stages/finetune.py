@@ -124,7 +124,7 @@ def fresh(
     for key, value in wanted.items():
         if key not in arguments and zoo.accepts(name, key):
             arguments[key] = value
-    if images.size is not None and "size" not in arguments and zoo.accepts(name, "size"):
+    if isinstance(images.size, int) and "size" not in arguments and zoo.accepts(name, "size"):
         arguments["size"] = images.size
     torch.manual_seed(seed)
     model = zoo.build(name, arguments)
