@@ -1,7 +1,6 @@
 """nn.Module in, one ONNX file out, with everything `slimrank evaluate MODEL.onnx` needs in its metadata."""
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -17,6 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from ..clone import clone
 from ..errors import SlimrankError
 from ..files import ready
 
@@ -37,7 +37,7 @@ def export(
     """
     path = Path(path)
     check_opset(opset)
-    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
+    model = clone(model).cpu().to(memory_format=torch.contiguous_format).eval()
     two = torch.cat([example[:1].cpu()] * 2)  # one image would be taken for a constant batch
     try:
         with _quiet():

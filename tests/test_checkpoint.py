@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import Checkpoint, load, save
+from slimrank.compress.network.inputs import image_channels
 from slimrank.compress.pruning.select import select
 from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
@@ -37,7 +38,7 @@ with torch.inference_mode():
 def pruned(name: str, arguments: dict | None = None, size: int = 64, head: bool = False) -> Checkpoint:
     torch.manual_seed(0)
     model = zoo.build(name, arguments).eval()
-    shape = (zoo.input_channels(model), size, size)
+    shape = (image_channels(model, (size, size)), size, size)
     channels = channel_map(model, torch.zeros(1, *shape))
     plan = select(model, channels, RANKERS["random"](model, channels, seed=1), macs=0.4)
     smaller = apply_plan(model, channels, plan, torch.randn(1, *shape))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from slimrank.compress.channels.features import vote
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import zoo
+from slimrank.compress.network.inputs import image_channels
 from slimrank.compress.pruning import order
 from slimrank.compress.pruning.plan import PruningPlan
 from slimrank.compress.pruning.select import select, uniform
@@ -31,7 +32,7 @@ def resnet():
 def test_macs_three_ways(name):
     """Dispatched operations, the channel map's closed form, and sizes by hand."""
     model = zoo.build(name).eval()
-    shape = (zoo.input_channels(model), 32, 32) if name != "lenet5" else (1, 28, 28)
+    shape = (image_channels(model, (32, 32)), 32, 32) if name != "lenet5" else (1, 28, 28)
     counted = count(model, shape)
     channels = channel_map(model, torch.zeros(1, *shape))
     assert counted.macs == macs_by_hand(model, shape) == channels.macs(model, channels.removed({}))

@@ -7,6 +7,7 @@ from torch import nn
 from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.network import zoo
+from slimrank.compress.network.inputs import image_channels
 from slimrank.compress.pruning.surgery import cut
 
 from .reference import masked_by_weights
@@ -27,7 +28,7 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def check(model: nn.Module, size: int, picks) -> int:
     """Compare masked and sliced for the units that `picks(group)` gives, one cut at a time; the number of cuts."""
-    x = torch.randn(2, zoo.input_channels(model), size, size, dtype=torch.float64)
+    x = torch.randn(2, image_channels(model, (size, size)), size, size, dtype=torch.float64)
     channels = channel_map(model, x[:1])
     cuts = changed = 0
     with torch.inference_mode():

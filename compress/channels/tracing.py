@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ...errors import SlimrankError
+from ..network.forward import forward, logits_of
 from .grouping import grouped
 from .groups import ChannelMap
 from .propagation import Propagation
@@ -23,23 +23,12 @@ def channel_map(model: nn.Module, example: Tensor) -> ChannelMap:
     model.eval()
     try:
         with torch.inference_mode(), _self_slicing(trace), trace:
-            logits = model(example)
-    except TypeError as error:
-        if "positional argument" not in str(error):
-            raise SlimrankError(f"the model fails on one tensor of images: {error}; check `model`") from error
-        raise SlimrankError(
-            f"the model's forward() takes more than one tensor ({error}); slimrank compresses classifiers of one image tensor: "
-            "wrap the model in a module that fills in the rest"
-        ) from error
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise SlimrankError(
-            f"the model fails on an input of shape {list(example.shape)}: {str(error).splitlines()[0]}; "
-            "check `size`, `mean` and `model`"
-        ) from error
+            logits = logits_of(model(example))
+    except Exception:
+        forward(model, example)  # where the network itself fails, it tells so
+        raise
     finally:
         model.train(training)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise SlimrankError("the model must return one tensor of logits, [images, classes]; wrap it so that it does")
     return grouped(trace, logits)
 
 

@@ -5,7 +5,6 @@ read the group (where `masked` of channels/groups.py zeroes). What torch.fx cann
 correct, and slow; `Split.whole` says so.
 """
 
-import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ...clone import clone
 from ..channels.groups import ChannelMap
 from ..network.graph import out_of_place
 from ..network.resize import CONVS
@@ -55,7 +55,7 @@ class Split:
 def split(model: nn.Module, channels: ChannelMap, layer: str, dtype: torch.dtype = torch.float32) -> Split:
     """Cut a copy of `model` (eval mode, frozen, BatchNorm folded, channels last) where the units of a layer are read."""
     units, readers = places(channels, layer)
-    model = copy.deepcopy(model).eval().requires_grad_(False).to(dtype)
+    model = clone(model).eval().requires_grad_(False).to(dtype)
     try:
         traced = _traced(model)
     except Exception as error:  # fx raises whatever the model's forward raises on a proxy

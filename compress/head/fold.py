@@ -1,10 +1,9 @@
 """The order of a classifier's features, written into the layers that make them."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from ...clone import clone
 from ..channels import ChannelMap, captured
 from ..network.resize import replace_tensor
 
@@ -22,7 +21,7 @@ def fold(model: nn.Module, channels: ChannelMap, layer: str, example: Tensor, or
         return None
     moved = torch.arange(sum(g.units for g in channels.groups))  # the unit that comes where a unit stood
     moved[units] = units[order]
-    reordered = copy.deepcopy(model)
+    reordered = clone(model)
     tensors = {**dict(reordered.named_parameters()), **dict(reordered.named_buffers())}
     for name, axes in channels.axes.items():
         if name.rpartition(".")[0] == layer:

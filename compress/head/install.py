@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...clone import clone
 from ..channels import channel_map
 from ..network.subspace import SubspaceLinear
 from ..pruning.surgery import cut
@@ -54,7 +55,7 @@ def folding(classifier: Classifier, order: Tensor) -> nn.Module | None:
 
 def with_head(model: nn.Module, layer: str, head: nn.Module) -> nn.Module:
     """A copy of the model with another classifier."""
-    model = copy.deepcopy(model)
+    model = clone(model)
     owner, _, leaf = layer.rpartition(".")
     setattr(model.get_submodule(owner), leaf, head)
     return model

@@ -14,6 +14,9 @@ from . import zoo
 from .binary import two_logits
 from .parts import Part, Tree, parts, tree, under
 from .pickled import read_pickle
+from .adapt import adapt
+from .inputs import image, seen
+from .plain import fuse
 from .record import Checkpoint
 from .state import Shape, check_finite, fill, shapes
 
@@ -53,12 +56,13 @@ def build(
     model = zoo.build(name, arguments)
     check_finite(part.state, path)
     fill(model, part.state, path, f"{name} {arguments}")
-    channels = zoo.input_channels(model)
-    preprocessing = images.over(zoo.preprocessing(name, channels, path.name))
+    preprocessing, channels = seen(model, name, images, path.name)
     if len(preprocessing.mean) != channels:
         raise SlimrankError(f"`mean` has {len(preprocessing.mean)} values, the model reads {channels} channels")
     history = [{"step": "read", "file": path.name, **({"state_dict": part.place} if part.place else {})}]
-    return two_logits(Checkpoint(model.eval(), name, arguments, preprocessing, None, history))
+    example = image(model, preprocessing.shape)
+    adapt(fuse(model.eval(), example), example, arguments.get("num_classes"))
+    return two_logits(Checkpoint(model, name, arguments, preprocessing, None, history))
 
 
 def _wanted(name: str, arguments: dict[str, Any]) -> dict[str, Shape]:

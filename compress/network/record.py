@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError
 from ...evaluate.data import Data, Preprocessing
+from .forward import forward, logits_of
+from .inputs import image
 
 SEEN = (
     "warning: whoever trained this checkpoint may have trained on the validation images, and accuracy there is then memory; "
@@ -34,8 +35,7 @@ class Checkpoint:
 
     def example(self, images: int = 1) -> Tensor:
         """Make random images for tracing, [images, channels, size, size], the same ones each time."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(images, *self.preprocessing.shape, generator=generator).to(next(self.model.parameters()).device)
+        return image(self.model, self.preprocessing.shape, images)
 
     def with_classes(self, data: Data | None) -> "Checkpoint":
         """Check that model and data name the same classes; a model without class names takes the data's.
@@ -72,12 +72,4 @@ class Checkpoint:
 
     def outputs(self) -> int:
         """Count the classes told apart. Raises SlimrankError where the network does not run on one tensor of images."""
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                return int(self.model(self.example()).shape[1])
-        except (TypeError, RuntimeError, ValueError, AttributeError, IndexError) as error:
-            raise SlimrankError(
-                f"the model does not run on one tensor of images, {list(self.example().shape)}: {str(error).splitlines()[0]}; "
-                "check `size` and `model`, wrap a model of several inputs in a module that fills in the rest"
-            ) from error
+        return logits_of(forward(self.model, self.example())).shape[1]

@@ -16,7 +16,10 @@ from ...errors import SlimrankError
 from ...evaluate.data import Preprocessing
 from ...files import whole
 from . import zoo
+from .adapt import adapt
+from .inputs import image
 from .papers import PadShortcut
+from .plain import KINDS, become, settings_of
 from .record import Checkpoint
 from .resize import fit_attributes, replace_tensor
 from .state import State, damaged, fill
@@ -78,11 +81,13 @@ def rebuild(path: Path, state: State, header: Header, trusted: bool) -> Checkpoi
         for module in model.modules():
             fit_attributes(module)
         fill(model, state, path, header["model"])
+        preprocessing = Preprocessing.from_dict(header["preprocessing"])
+        adapt(model.eval(), image(model, preprocessing.shape), header["arguments"].get("num_classes"))
         checkpoint = Checkpoint(
-            model=model.eval(),
+            model=model,
             name=header["model"],
             arguments=header["arguments"],
-            preprocessing=Preprocessing.from_dict(header["preprocessing"]),
+            preprocessing=preprocessing,
             classes=header["classes"],
             history=header["history"],
             trained_on=header["trained_on"],
@@ -105,9 +110,19 @@ def _changes(model: nn.Module, fresh: nn.Module) -> dict[str, Header]:
         elif isinstance(module, PadShortcut):
             if module.source != original[name].source:
                 changes[name] = {"source": module.source, "in_channels": module.in_channels}
+        elif _made_plain(module, original.get(name)):
+            changes[name] = {"type": type(module).__name__, "bias": module.bias is not None, **settings_of(module)}
         elif getattr(module, "groups", 1) != getattr(original.get(name), "groups", 1):
             changes[name] = {"groups": module.groups}
     return changes
+
+
+def _made_plain(module: nn.Module, original: nn.Module | None) -> bool:
+    """Tell whether a layer is plain that its constructor does not make so (plain.py)."""
+    if type(module).__name__ not in KINDS or original is None:
+        return False
+    own = {name for name, _ in original.named_parameters()}
+    return type(module) is not type(original) or own != {name for name, _ in module.named_parameters()}
 
 
 def _change(model: nn.Module, name: str, change: Header, state: State) -> None:
@@ -117,6 +132,9 @@ def _change(model: nn.Module, name: str, change: Header, state: State) -> None:
     if change.get("type") == "SubspaceLinear":
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
         setattr(model.get_submodule(owner), leaf, _subspace_linear(change, own))
+    elif change.get("type") in KINDS:
+        settings = {key: value for key, value in change.items() if key not in ("type", "bias")}
+        become(module, change["type"], state[f"{name}.weight"], state[f"{name}.bias"] if change["bias"] else None, settings)
     elif isinstance(module, PadShortcut):
         module.source = [int(s) for s in change["source"]]
         module.in_channels = int(change["in_channels"])

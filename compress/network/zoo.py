@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...errors import SlimrankError, near
 from ...evaluate.data import Preprocessing
 from . import published
+from .forward import told
 from .papers import CifarResnet, Lenet5, Vgg16Cifar
-from .resize import CONVS
 
 # torchvision's classification models that are no CNNs
 TRANSFORMERS = ("vit_", "swin_", "maxvit")
@@ -44,8 +45,15 @@ def build(name: str, arguments: dict[str, Any] | None = None, *, trusted: bool =
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SlimrankError(f"model {name} does not take {arguments}: {reason}; change `model_arg`") from error
+    except SlimrankError:
+        raise
+    except Exception as error:  # a user's constructor raises whatever it likes
+        raise SlimrankError(f"model {name} cannot be made with {arguments}: {told(error)}; check it and `model_arg`") from error
     if not isinstance(model, nn.Module):
         raise SlimrankError(f"model {name} made a {type(model).__name__}, not an nn.Module; name a function that makes one")
+    scripted = [part or "it" for part, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise SlimrankError(f"model {name}: {scripted[0]} is compiled by torch.jit, and its code cannot be cut; leave that out")
     return model
 
 
@@ -89,11 +97,3 @@ def preprocessing(name: str, channels: int, file: str = "") -> Preprocessing:
         return Preprocessing.default(channels, OWN[name][1])
     theirs = None if ":" in name else published.from_torchvision(name, file)
     return published.in_channels(theirs or Preprocessing.default(channels, 224), channels)
-
-
-def input_channels(model: nn.Module) -> int:
-    """Count the channels of the image: those that the first conv reads."""
-    for module in model.modules():
-        if isinstance(module, CONVS):
-            return module.in_channels
-    raise SlimrankError("the model has no conv layer; slimrank compresses CNN classifiers")

@@ -8,7 +8,6 @@ weights but to lie near the sliced ones, by as much as held-out images say (ridg
 fall keeps what it had.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from tqdm import tqdm
 
+from ...clone import clone
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap, stays
 from ..coalitions import MEMORY
@@ -75,7 +75,7 @@ class Reconstruction:
 def traceable(model: nn.Module) -> str:
     """Say why a network's layers cannot be stopped at one by one; empty where they can."""
     try:
-        Program.of(copy.deepcopy(model), [])
+        Program.of(clone(model), [])
     except Exception as error:  # torch.fx raises whatever forward() raises on a proxy
         return " ".join(str(error).split())[:100] or type(error).__name__
     return ""
@@ -113,7 +113,7 @@ def reconstruct(
 
 def _with_tensors(model: nn.Module, graph: nn.Module) -> nn.Module:
     """Copy a network with the tensors that a traced copy of it has by the same names."""
-    made = copy.deepcopy(model)
+    made = clone(model)
     new = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
     with torch.no_grad():
         for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
@@ -148,7 +148,7 @@ class _Walk:
         batches: Iterable[tuple[Tensor, Tensor]], memory: int, seed: int, device: str,
     ) -> "_Walk":  # fmt: skip
         store, layers = Store(memory), list(channels.positions)
-        copies = [copy.deepcopy(model).eval().requires_grad_(False) for model in (dense, smaller)]
+        copies = [clone(model).eval().requires_grad_(False) for model in (dense, smaller)]
         conv2d = any(isinstance(module, nn.Conv2d) for module in dense.modules())
         layout = torch.channels_last if conv2d else torch.contiguous_format
         full, cut = (

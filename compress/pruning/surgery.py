@@ -1,10 +1,9 @@
 """PruningPlan in, smaller network out: real slices, no masks left behind."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from ...clone import clone
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap, stays
 from ..channels.masking import masked
@@ -51,7 +50,7 @@ def apply_plan(model: nn.Module, channels: ChannelMap, plan: PruningPlan, exampl
 
 def cut(model: nn.Module, channels: ChannelMap, gone: Tensor) -> nn.Module:
     """The slicing alone: a copy without the units in `gone` (boolean, [all units])."""
-    smaller = copy.deepcopy(model)
+    smaller = clone(model)
     tensors = {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
     touched = set()
     for name, axes in channels.axes.items():

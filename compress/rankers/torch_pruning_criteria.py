@@ -5,7 +5,6 @@ network (benchmarks/coupling.py). A criterion's classes read a group as items of
 indices), and that is what they are given here.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch_pruning.pruner import function, importance
 from tqdm import tqdm
 
+from ...clone import clone
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap, Group
 from ..network.resize import CONVS
@@ -62,7 +62,7 @@ def rank(
     """
     start = time.perf_counter()
     images = 0
-    model = copy.deepcopy(model).eval().requires_grad_(criterion == "taylor")
+    model = clone(model).eval().requires_grad_(criterion == "taylor")
     if criterion == "taylor":
         assert batches is not None
         model.zero_grad()

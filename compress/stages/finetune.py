@@ -13,8 +13,11 @@ from ...evaluate.imagespec import ImageSpec
 from ..channels import channels_of
 from ..channels.features import classifier
 from ..network import zoo
+from ..network.adapt import adapt
 from ..network.checkpoint import Checkpoint
 from ..network.device import on
+from ..network.inputs import image, seen
+from ..network.plain import fuse
 from ..training import gates
 from ..training.loop import train
 from ..training.recipe import BlockNorm, Recipe
@@ -90,6 +93,7 @@ def finetune(
         keep_start=checkpoint.judged_fairly(data), teacher=teacher.model if teacher else None, progress=progress,
         gates=checkpoint.gates if recipe.csg else None,
     )  # fmt: skip
+    model = fuse(model, checkpoint.example())
     after = decided(model, data, device=recipe.device)
     taught = None
     if data.classes is None and teacher is not None:
@@ -128,7 +132,8 @@ def fresh(
         arguments["size"] = images.size
     torch.manual_seed(seed)
     model = zoo.build(name, arguments)
-    preprocessing = images.over(zoo.preprocessing(name, zoo.input_channels(model)))
+    preprocessing, _ = seen(model, name, images)
+    adapt(model, image(model, preprocessing.shape), len(classes))
     return Checkpoint(model, name, arguments, preprocessing, classes, [{"step": "build", "seed": seed}])
 
 

@@ -1,6 +1,5 @@
 """The training loop: from scratch, fine-tuning, distillation; its state is written to disk after every epoch."""
 
-import copy
 import math
 import time
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...clone import clone
 from ...errors import SlimrankError
 from ...evaluate.data import Images
 from ...evaluate.dataspec import needs_labels
@@ -53,9 +53,9 @@ def train(
         raise needs_labels("training", "add `teacher`, whose decisions are learnt, or data with classes")
     keep_best = keep_best and not recipe.keeps_last
     torch.manual_seed(recipe.seed)
-    student = copy.deepcopy(model).to(recipe.device).to(memory_format=torch.channels_last)
+    student = clone(model).to(recipe.device).to(memory_format=torch.channels_last)
     if teacher is not None:
-        teacher = copy.deepcopy(teacher).to(recipe.device).to(memory_format=torch.channels_last).eval()
+        teacher = clone(teacher).to(recipe.device).to(memory_format=torch.channels_last).eval()
     example = torch.zeros(1, *images.preprocessing.shape, device=recipe.device)
     run = TrainingRun(student, images, validation, recipe, teacher, keep_best, regularisers(student, recipe, example, gates))
     name, state = "", None

@@ -1,11 +1,12 @@
 """Estimate BatchNorm statistics anew after a cut: the old means and variances belong to inputs that are gone."""
 
-import copy
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from ...clone import clone
 
 
 def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
@@ -14,7 +15,7 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> n
     No weight moves and nothing else is put in training mode. A network without BatchNorm comes back as it was. Source: Li et
     al. 2020, "EagleEye", section 3.2 (adaptive batch normalization).
     """
-    model = copy.deepcopy(model)
+    model = clone(model)
     norms = _norms(model)
     if not norms:
         return model
