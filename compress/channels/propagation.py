@@ -5,6 +5,7 @@ are applied to the label tensor itself, a residual sum ties the labels that meet
 one rule an operator). What no rule can follow is pinned, with the reason; nothing is skipped silently.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .ties import NONE, Ties
 
-LAYERS = frozenset(("conv1d", "conv2d", "conv3d", "linear"))  # their output has labels even where their input has none
+CONVS = [f"{kind}{sides}d" for kind in ("conv", "conv_transpose") for sides in (1, 2, 3)]
+LAYERS = frozenset((*CONVS, "linear"))  # their output has labels even where their input has none
+OWNERS = LAYERS | {"batch_norm", "instance_norm", "group_norm", "layer_norm", "prelu"}  # their rules see to their parameters
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+POINTWISE = "pointwise"  # the rule of every operator that torch says is
 
 COUNTS = (torch.bool, torch.int64)  # of one that is a single number no channel goes on
 
@@ -64,6 +69,9 @@ class Propagation(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if not self.paused and self.rule(func) is None and func.has_kernel_for_dispatch_key(COMPOSITE):
+            with self:  # an operator made of others is as they are
+                return func.decompose(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         if not self.paused:
             self.paused += 1  # work on label tensors is not the model's
@@ -75,19 +83,39 @@ class Propagation(TorchDispatchMode):
 
     def follow(self, call: Call) -> None:
         """Apply the rule of the operator; without one its inputs are pinned, unless it makes one truth value or integer."""
-        labelled = [x for x in _tensors(call.args) if self.of(x) is not None]
+        tensors = list(tensors_in((*call.args, *call.kwargs.values())))
+        if call.name not in OWNERS:
+            for x in tensors:
+                self.label_vector(x)
+        labelled = [x for x in tensors if self.of(x) is not None]
         if not labelled and call.name not in LAYERS:
             return
-        rule = self.rules.get(call.name)
+        rule = self.rule(call.func)
         if rule is not None:
             rule(self, call)
         elif not (isinstance(call.out, Tensor) and call.out.numel() == 1 and call.out.dtype in COUNTS):
             self.give_up(call.name, labelled, call.out)
 
+    def rule(self, func: OpOverload) -> Rule | None:
+        """Look up the rule of an operator, by its name or because torch tags it, or its functional form, as pointwise."""
+        name = _plain_name(func)
+        if torch.Tag.pointwise in func.tags or (name not in self.rules and _pointwise(name)):
+            return self.rules[POINTWISE]
+        return self.rules.get(name)
+
+    def label_vector(self, x: Tensor) -> None:
+        """Label a parameter or buffer that has one value for each of some channels, when it is first used: views of it, and
+        what is computed from it value by value, carry the labels to where it meets an activation."""
+        wide = [axis for axis in range(x.dim()) if x.shape[axis] > 1]
+        if len(wide) == 1 and id(x) in self.names and x not in self.labels:
+            labels = self.ties.fresh(x.shape[wide[0]])
+            self.shrinks(x, wide[0], labels)
+            self.labels[x] = along(labels, wide[0], x.dim()).expand(x.shape)
+
     def give_up(self, operator: str, inputs: list[Tensor], out: object) -> None:
         """Pin the labels of the inputs: the operator mixes channels, or nobody knows what it does."""
         for x in inputs:
-            reason = f"it passes through {operator}, which mixes channels or which slimrank does not know"
+            reason = f"it passes through {operator.lstrip('_')}, which mixes channels or which slimrank does not know"
             self.ties.pin(self.labels[x], reason)
         if isinstance(out, Tensor) and out.shape == inputs[0].shape:  # pinned as it is, it can be followed on
             self.labels[out] = self.labels[inputs[0]]
@@ -159,9 +187,16 @@ def _plain_name(func: OpOverload) -> str:
     return name if name.startswith("_") else name.rstrip("_")
 
 
-def _tensors(args: Iterable[object]) -> Iterator[Tensor]:
+@functools.cache
+def _pointwise(name: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None)
+    return packet is not None and any(torch.Tag.pointwise in getattr(packet, one).tags for one in packet.overloads())
+
+
+def tensors_in(args: Iterable[object]) -> Iterator[Tensor]:
+    """Every tensor among the arguments of an operator, lists included."""
     for arg in args:
         if isinstance(arg, Tensor):
             yield arg
         elif isinstance(arg, (list, tuple)):
-            yield from _tensors(arg)
+            yield from tensors_in(arg)

@@ -7,25 +7,18 @@ asks for it. Rules run for calls with a labelled input only; those of layers run
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..network.resize import CONVS
-from .propagation import Call, Propagation, Rule, along, varies
+from .layer_rules import LAYER_RULES
+from .propagation import POINTWISE, Call, Propagation, Rule, along, tensors_in, varies
 from .ties import NONE
 
 
 def keep(trace: Propagation, call: Call) -> None:
     """Keep every element where it is."""
-    trace.labels[call.out] = trace.of(call.args[0])
-
-
-def normalise(trace: Propagation, call: Call) -> None:
-    """Let the parameters and statistics of BatchNorm and PReLU, one value a channel, follow the channels."""
-    labels = trace.per_channel(call.args[0], 1)
-    for tensor in call.args[1:5]:
-        if isinstance(tensor, Tensor) and tensor.numel() > 1 and not trace.shrinks(tensor, 0, labels):
-            trace.ties.pin(labels, f"{call.name} runs on tensors that are not parameters")
-    keep(trace, call)
+    for out in _outputs(call):
+        if out.shape == call.args[0].shape:
+            trace.labels[out] = trace.of(call.args[0])
 
 
 def pool(trace: Propagation, call: Call) -> None:
@@ -35,45 +28,104 @@ def pool(trace: Propagation, call: Call) -> None:
 
 
 def reduce(trace: Propagation, call: Call) -> None:
-    """Take a mean, sum or maximum over axes along which labels are the same; over other axes it mixes channels."""
-    x, out = call.args[0], call.out
+    """Take a mean, maximum or norm over axes along which labels are the same; over other axes it mixes channels."""
+    x = call.args[0]
+    outs = [out for out in _outputs(call) if out.is_floating_point()]
     labels = trace.labels[x]
-    axes = call.argument(1, "dim")
+    axes = call.argument(DIM.get(call.name, 1), "dim")
     axes = [axes] if isinstance(axes, int) else axes or range(x.dim())
     for axis in sorted((a % x.dim() for a in axes), reverse=True):
         if varies(trace.labels[x], axis):
-            return trace.give_up(call.name, [x], out)
-        labels = labels.narrow(axis, 0, 1) if out.dim() == x.dim() else labels.select(axis, 0)
-    trace.labels[out] = labels
+            return trace.give_up(call.name, [x], call.out)
+        labels = labels.narrow(axis, 0, 1) if outs[0].dim() == x.dim() else labels.select(axis, 0)
+    for out in outs:
+        trace.labels[out] = labels
+
+
+def run_along(trace: Propagation, call: Call) -> None:
+    """Run along an axis (softmax, cumulative sum, sort): channels are mixed where that is theirs."""
+    x = call.args[0]
+    if varies(trace.labels[x], call.argument(1, "dim", -1)):
+        return trace.give_up(call.name, [x], call.out)
+    keep(trace, call)
+
+
+def multiply_matrices(trace: Propagation, call: Call) -> None:
+    """Multiply matrices [..., i, k] and [..., k, j]: what varies along k is mixed, rows and columns keep their labels."""
+    a, b = (trace.every(x) for x in call.args[:2])
+    labelled = [x for x in call.args[:2] if trace.of(x) is not None]
+    rows, columns = varies(a, a.dim() - 2), varies(b, b.dim() - 1)
+    if varies(a, a.dim() - 1) or varies(b, b.dim() - 2) or (rows and columns):
+        return trace.give_up(call.name, labelled, call.out)
+    labels = b[..., :1, :] if trace.of(call.args[0]) is None or columns else a[..., :, :1]
+    trace.labels[call.out] = labels.expand(call.out.shape)
 
 
 def combine(trace: Propagation, call: Call) -> None:
-    """Tie the labels that meet in one element of a sum or product."""
-    sides = [_side(trace, x) for x in call.args[:2]]
-    labelled = [side for side in sides if side is not None]
-    if len(labelled) == 2:
-        trace.ties.tie(labelled[0], labelled[1])
-    trace.labels[call.out] = torch.broadcast_to(labelled[0], call.out.shape)
+    """Tie the labels that meet in one element of a sum, a product or any other pointwise operator.
+
+    A number, and a tensor that is the same for all channels, changes nothing. What is made once for all channels (a gate over
+    positions) stays, and ties nothing. A parameter with a value for each channel follows them (layer scale).
+    """
+    out = _outputs(call)[0]
+    tensors = [x for x in tensors_in((*call.args, *call.kwargs.values())) if x.numel() > 1 or trace.of(x) is not None]
+    known = [_to_dims(labels, out.dim()) for x in tensors if (labels := trace.of(x)) is not None]
+    axes = [axis for axis in range(out.dim()) if any(varies(labels, axis) for labels in known)]
+    sides = list(known)
+    for x in tensors:
+        if trace.of(x) is None and (labels := _constant(trace, x, axes, out.dim())) is not None:
+            sides.append(labels)
+    whole = [side for side in sides if all(side.shape[axis] == out.shape[axis] for axis in axes)]
+    for side in sides:
+        if not any(side is one for one in whole):
+            trace.ties.pin(side, "it is made once for all channels of what it is combined with")
+    for other in whole[1:]:
+        trace.ties.tie(whole[0], other)
+    trace.labels[out] = torch.broadcast_to((whole or sides)[0], out.shape)
 
 
-def _side(trace: Propagation, x: object) -> Tensor | None:
-    """Find the labels of one side of a sum or product: an activation's own, fresh ones for a parameter with one value a
-    channel (layer scale), NONE for another tensor; None for a single number, which meets every label alike."""
-    labels = trace.of(x)
-    if labels is not None or not isinstance(x, Tensor) or x.numel() <= 1:
-        return labels
-    wide = [axis for axis in range(x.dim()) if x.shape[axis] > 1]
-    if len(wide) != 1 or id(x) not in trace.names:
-        return torch.full(x.shape, NONE)
-    labels = trace.ties.fresh(x.shape[wide[0]])
-    trace.shrinks(x, wide[0], labels)
-    return along(labels, wide[0], x.dim())
+def _constant(trace: Propagation, x: Tensor, axes: list[int], dims: int) -> Tensor | None:
+    """Find the labels of a tensor that no filter made, where it meets labels that vary along `axes`: fresh ones for a parameter
+    that varies along one of them, NONE for anything else that does; None for what is the same for all channels."""
+    shape = [1] * (dims - x.dim()) + list(x.shape)
+    wide = [axis for axis in axes if shape[axis] > 1]
+    if not wide:
+        return None
+    axis = wide[0] - (dims - x.dim())
+    if len(wide) > 1 or id(x) not in trace.names:
+        return torch.full(shape, NONE)
+    labels = trace.ties.fresh(x.shape[axis])
+    trace.shrinks(x, axis, labels)
+    return along(labels, wide[0], dims).expand(shape)
+
+
+def _to_dims(labels: Tensor, dims: int) -> Tensor:
+    return labels[(None,) * (dims - labels.dim())]
+
+
+def _outputs(call: Call) -> list[Tensor]:
+    return [out for out in call.out if isinstance(out, Tensor)] if isinstance(call.out, (tuple, list)) else [call.out]
 
 
 def concatenate(trace: Propagation, call: Call) -> None:
-    """Concatenate the labels as the tensors are."""
+    """Concatenate the labels as the tensors are; along an axis that is not the channels', parts shrink together."""
+    parts = [trace.every(part) for part in call.args[0] if part.dim() == call.out.dim()]
+    axis = call.argument(1, "dim", 0)
+    if any(varies(part, axis) for part in parts) or not any(varies(p, a) for p in parts for a in range(p.dim())):
+        trace.labels[call.out] = torch.cat(parts, axis)
+        return
+    slices = [part.narrow(axis, 0, 1) for part in parts if part.shape[axis]]
+    for other in slices[1:]:
+        trace.ties.tie(slices[0], other)
+    trace.labels[call.out] = slices[0].expand(call.out.shape)
+
+
+def stack(trace: Propagation, call: Call) -> None:
+    """Tie the labels of stacked tensors, which have one shape and shrink together."""
     parts = [trace.every(part) for part in call.args[0]]
-    trace.labels[call.out] = torch.cat(parts, *call.args[1:], **call.kwargs)
+    for other in parts[1:]:
+        trace.ties.tie(parts[0], other)
+    trace.labels[call.out] = parts[0].unsqueeze(call.argument(1, "dim", 0)).expand(call.out.shape)
 
 
 def pad(trace: Propagation, call: Call) -> None:
@@ -132,6 +184,15 @@ def shuffle(trace: Propagation, call: Call) -> None:
     move(trace, call)
 
 
+def halve(trace: Propagation, call: Call) -> None:
+    """Gate one half by the other (GLU): the halves shrink together."""
+    labels, axis = trace.labels[call.args[0]], call.argument(1, "dim", -1)
+    one, other = labels.chunk(2, axis)
+    if varies(labels, axis):
+        trace.ties.tie(one, other)
+    trace.labels[call.out] = one
+
+
 def _moved(trace: Propagation, out: Any, moved: Any) -> None:
     """Set the labels of one or several outputs; channels split in two axes (channel shuffle) are tied along all but the
     last, for they can shrink along that one only."""
@@ -139,87 +200,47 @@ def _moved(trace: Propagation, out: Any, moved: Any) -> None:
     for tensor, labels in pairs:
         wide = [axis for axis in range(labels.dim()) if varies(labels, axis)]
         for axis in wide[:-1]:
-            trace.ties.tie(labels, labels.narrow(axis, 0, 1))
+            first = labels.narrow(axis, 0, 1)
+            trace.ties.tie(labels, first)
+            labels = first.expand(labels.shape)
         trace.labels[tensor] = labels
 
 
-def convolve(trace: Propagation, call: Call) -> None:
-    """Give a conv's output fresh labels; a conv group goes as a whole: its inputs and outputs are one unit."""
-    x, weight, out = call.args[0], call.args[1], call.out
-    conv_groups = call.argument(6, "groups", 1)
-    read = trace.per_channel(x, 1)
-    layer = _layer(trace, weight, read, CONVS)
-    if layer is None:
-        return trace.spread(torch.full((out.shape[1],), NONE), out)
-    if conv_groups > 1:
-        rows = read.view(conv_groups, -1)
-        trace.ties.tie(rows, rows[:, :1])
-        written = rows[:, :1].expand(conv_groups, out.shape[1] // conv_groups).reshape(-1)
-    else:
-        written = trace.output(layer, out.shape[1])
-        trace.shrinks(weight, 1, read)
-    trace.shrinks(weight, 0, written)
-    _record(trace, call, layer, read, written, out.shape[2:].numel() * weight.shape[2:].numel())
-    trace.spread(written, out)
-
-
-def multiply(trace: Propagation, call: Call) -> None:
-    """Give a linear layer's output fresh labels along the last axis."""
-    x, weight, out = call.args[0], call.args[1], call.out
-    read = trace.per_channel(x, x.dim() - 1)
-    layer = _layer(trace, weight, read, (nn.Linear,))
-    if layer is None:
-        return trace.spread(torch.full((out.shape[-1],), NONE), out, out.dim() - 1)
-    written = trace.output(layer, out.shape[-1])
-    trace.shrinks(weight, 0, written)
-    trace.shrinks(weight, 1, read)
-    _record(trace, call, layer, read, written, out.numel() // out.shape[-1])
-    trace.spread(written, out, out.dim() - 1)
-
-
-def _layer(trace: Propagation, weight: Tensor, read: Tensor, kinds: tuple[type[nn.Module], ...]) -> str | None:
-    """Name the module that owns a weight; without one the labels read are pinned."""
-    name, _, leaf = trace.names.get(id(weight), "").rpartition(".")
-    if leaf == "weight" and isinstance(trace.model.get_submodule(name), kinds):
-        return name
-    trace.ties.pin(read, "a weight outside nn.Conv and nn.Linear reads it")
-    return None
-
-
-def _record(trace: Propagation, call: Call, layer: str, read: Tensor, written: Tensor, macs_per_pair: int) -> None:
-    """Record what a call of a layer reads and writes, and its multiply-adds per input-output channel pair."""
-    bias = call.argument(2, "bias")
-    if bias is not None:
-        trace.shrinks(bias, 0, written)
-    trace.note(trace.reads, layer, read)
-    trace.note(trace.writes, layer, written)
-    trace.positions[layer] = trace.positions.get(layer, 0) + macs_per_pair
-
-
-KEEPS = """relu relu6 hardtanh silu hardswish hardsigmoid sigmoid gelu tanh leaky_relu elu selu celu softplus mish dropout
-    feature_dropout alpha_dropout clone contiguous detach to _to_copy alias neg abs clamp clamp_min clamp_max sqrt exp
-    type_as softsign hardshrink"""
+# Operators that keep elements in place without being tagged as pointwise by torch.
+KEEPS = """dropout feature_dropout alpha_dropout native_dropout clone contiguous detach to _to_copy alias type_as hardswish
+    hardsigmoid softsign log_sigmoid_forward rrelu_with_noise fill zero uniform normal bernoulli zeros_like ones_like full_like
+    empty_like rand_like randn_like lift_fresh"""
 POOLS = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool2d max_pool2d_with_indices upsample_nearest2d upsample_bilinear2d"""
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices
+    max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d
+    upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"""
 MOVES = """reshape flatten unflatten permute transpose t numpy_T unsqueeze squeeze expand movedim repeat flip pixel_shuffle
     pixel_unshuffle swapaxes tile"""
+REDUCTIONS = """mean amax amin sum prod var std var_mean std_mean max min median nanmedian mode logsumexp nansum aminmax norm
+    linalg_vector_norm"""
+DIM = {"linalg_vector_norm": 2, "norm": 2}  # which argument of a reduction is its axes; the second one of all others
+ALONG = "_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp sort"
 # Operators that count positions along an axis -> which of their arguments is that axis.
 PICKS = {"select": 1, "narrow": 1, "index_select": 1, "unbind": 1, "split": 2, "split_with_sizes": 2, "roll": 2, "slice": 1}
 
 RULES: dict[str, Rule] = {
+    **LAYER_RULES,
     **dict.fromkeys(KEEPS.split(), keep),
-    **dict.fromkeys(("batch_norm", "prelu"), normalise),
     **dict.fromkeys(POOLS.split(), pool),
-    **dict.fromkeys(("mean", "amax", "sum"), reduce),
-    **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum"), combine),
+    **dict.fromkeys(REDUCTIONS.split(), reduce),
+    **dict.fromkeys(ALONG.split(), run_along),
+    **dict.fromkeys(("bmm", "mm"), multiply_matrices),
     "cat": concatenate,
+    "stack": stack,
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
     **dict.fromkeys(MOVES.split(), move),
     **dict.fromkeys(("view", "_unsafe_view"), view),
     **dict.fromkeys(PICKS, pick),
     "slice": slice_,
     "chunk": chunk,
+    "glu": halve,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), shuffle),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolve),
-    "linear": multiply,
+    POINTWISE: combine,
 }

@@ -6,6 +6,7 @@ export see one network. Modules keep their names and the network its class's nam
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -47,7 +48,7 @@ def adapt(model: nn.Module, example: Tensor, classes: int | None = None) -> nn.M
     own = vars(model).pop("forward", None)
     if own is None and output is flat(logits) and not strays:
         return model
-    vars(model).update({OWN: own, READ: Read(keys, logits.dim() > 2, logits.shape[1], tuple(sorted(strays)))})
+    vars(model).update({OWN: own, READ: Read(keys, logits.dim() > 2, classes or logits.shape[-1], tuple(sorted(strays)))})
     kind = type(model)
     model.__class__ = type(
         kind.__name__, (kind,), {"forward": _forward, "__module__": kind.__module__, "__doc__": kind.__doc__}
@@ -57,14 +58,15 @@ def adapt(model: nn.Module, example: Tensor, classes: int | None = None) -> nn.M
 
 def _forward(self: nn.Module, images: Tensor) -> Tensor:
     """The network's own forward(), its layers' weights applied by their modules, and of what it returns the logits."""
-    own, read = vars(self)[OWN] or super(type(self), self).forward, vars(self)[READ]
+    kind: Any = type(self).__mro__[1]
+    own, read = vars(self)[OWN] or partial(kind.forward, self), vars(self)[READ]
     if not read.strays:
         return _logits(own(images), read)
     with _ByModules({id(self.get_submodule(name).weight): self.get_submodule(name) for name in read.strays}):
         return _logits(own(images), read)
 
 
-def _logits(output: object, read: Read) -> Tensor:
+def _logits(output: Any, read: Read) -> Tensor:
     """The logits where they were found when the network was read; in training it may return other things."""
     if not isinstance(output, (Tensor, fx.Proxy)):
         try:
@@ -72,7 +74,8 @@ def _logits(output: object, read: Read) -> Tensor:
         except (KeyError, IndexError, AttributeError, TypeError):
             return logits_of(output, read.classes)
     if isinstance(output, fx.Proxy):  # torch.fx follows the network: nothing can be asked of its shape
-        return output.flatten(1) if read.spatial else output
+        proxy: Any = output
+        return proxy.flatten(1) if read.spatial else proxy  # type: ignore[no-any-return]
     return flat(output)
 
 

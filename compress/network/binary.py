@@ -1,6 +1,5 @@
 """A network of one output, as binary classifiers have it, as one of two."""
 
-import copy
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...clone import clone
 from ...errors import SlimrankWarning
 from .record import Checkpoint
 from .resize import CONVS, fit_attributes, replace_tensor
@@ -36,7 +36,7 @@ def two_logits(checkpoint: Checkpoint) -> Checkpoint:
     finally:
         for hook in hooks:
             hook.remove()
-    wider = copy.deepcopy(model)
+    wider = clone(model)
     layer: Any = wider.get_submodule(called[-1]) if called else None
     if before is None or before.numel() != len(images) or layer is None or len(layer.weight) != 1:
         return checkpoint

@@ -11,11 +11,11 @@ from torch import nn
 from ...errors import SlimrankError, SlimrankWarning
 from ...evaluate.imagespec import ImageSpec
 from . import zoo
+from .adapt import adapt
 from .binary import two_logits
+from .inputs import image, seen
 from .parts import Part, Tree, parts, tree, under
 from .pickled import read_pickle
-from .adapt import adapt
-from .inputs import image, seen
 from .plain import fuse
 from .record import Checkpoint
 from .state import Shape, check_finite, fill, shapes

@@ -53,7 +53,10 @@ def told(error: BaseException) -> str:
 
 def logits_of(output: object, classes: int | None = None) -> Tensor:
     """Take the logits, [images, classes], out of what a network returns. Raises SlimrankError where there are none."""
-    return flat(at(output, place(output, classes)))
+    logits = flat(at(output, place(output, classes)))
+    if logits.dim() != 2:
+        raise _no_logits(logits)
+    return logits
 
 
 def place(output: object, classes: int | None = None) -> Keys:
@@ -64,13 +67,12 @@ def place(output: object, classes: int | None = None) -> Keys:
     """
     if isinstance(output, Tensor):
         return ()
-    found = [(keys, tensor) for keys, tensor in _tensors(output) if _is_logits(tensor)]
+    tensors = [(keys, tensor) for keys, tensor in _tensors(output) if _is_logits(tensor)]
+    found = [(keys, tensor) for keys, tensor in tensors if tensor.dim() > 1] or tensors
     named = [keys for name in LOGITS for keys, _ in found if name in keys]
-    fitting = [keys for keys, tensor in found if tensor.shape[1] == classes]
+    fitting = [keys for keys, tensor in found if tensor.shape[1:2] == (classes,)]
     if not found:
-        raise SlimrankError(
-            f"the model must return logits [images, classes], and returns {_described(output)} without; wrap it so that it does"
-        )
+        raise _no_logits(output)
     if not named and len(fitting) != 1 and len(found) > 1 and isinstance(output, Mapping):
         raise SlimrankError(
             f"the model returns a dict of {', '.join(map(str, output))}, none of which is called logits; call them so"
@@ -88,17 +90,21 @@ def at(output: Any, keys: Keys) -> Any:
 
 
 def flat(logits: object) -> Tensor:
-    """Logits as a matrix: those of a fully convolutional network have axes of one position behind the classes."""
+    """Logits without the axes of one position that stand behind the classes in a fully convolutional network."""
     if not isinstance(logits, Tensor) or not _is_logits(logits):
-        raise SlimrankError(
-            f"the model must return one tensor of logits, [images, classes], and returns {_described(logits)}; "
-            "wrap it so that it does"
-        )
+        raise _no_logits(logits)
     return logits.flatten(1) if logits.dim() > 2 else logits
 
 
 def _is_logits(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and (tensor.dim() == 2 or (tensor.dim() > 2 and tensor.shape[2:].numel() == 1))
+    """Tell whether a tensor has the shape of logits: [images, classes], perhaps one position behind, or [images]."""
+    return tensor.is_floating_point() and tensor.dim() > 0 and tensor.shape[2:].numel() == 1
+
+
+def _no_logits(output: object) -> SlimrankError:
+    return SlimrankError(
+        f"the model must return one tensor of logits, [images, classes], and returns {_described(output)}; wrap it so that it does"
+    )
 
 
 def _described(output: object) -> str:

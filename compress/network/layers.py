@@ -9,21 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .resize import CONVS
+from .resize import CONVS, TRANSPOSED
 
-CONV = ("stride", "padding", "dilation", "groups")
-TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
+_CONV = ("stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 # operator -> the module that computes it and nothing else, and the names of its arguments behind input, weight and bias
 OPERATORS: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
     F.linear: (nn.Linear, ()),
-    F.conv1d: (nn.Conv1d, CONV),
-    F.conv2d: (nn.Conv2d, CONV),
-    F.conv3d: (nn.Conv3d, CONV),
-    F.conv_transpose1d: (nn.ConvTranspose1d, TRANSPOSED),
-    F.conv_transpose2d: (nn.ConvTranspose2d, TRANSPOSED),
-    F.conv_transpose3d: (nn.ConvTranspose3d, TRANSPOSED),
+    F.conv1d: (nn.Conv1d, _CONV),
+    F.conv2d: (nn.Conv2d, _CONV),
+    F.conv3d: (nn.Conv3d, _CONV),
+    F.conv_transpose1d: (nn.ConvTranspose1d, _TRANSPOSED),
+    F.conv_transpose2d: (nn.ConvTranspose2d, _TRANSPOSED),
+    F.conv_transpose3d: (nn.ConvTranspose3d, _TRANSPOSED),
 }
-WEIGHTED = (*CONVS, nn.Linear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (*CONVS, nn.Linear, *TRANSPOSED)
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ def become(module: nn.Module, kind: str, weight: Tensor, bias: Tensor | None, se
 
 def settings_of(module: nn.Module) -> dict[str, Any]:
     """The settings that `become` takes, of a plain layer."""
-    names = ("stride", "padding", "dilation", "groups", "before")
-    names = (*names, "output_padding") if "Transpose" in type(module).__name__ else names
+    names = ["stride", "padding", "dilation", "groups", "before"]
+    names += ["output_padding"] if "Transpose" in type(module).__name__ else []
     return {name: getattr(module, name) for name in names if hasattr(module, name)}
 
 

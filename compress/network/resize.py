@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.modules.batchnorm._NormBase,)  # BatchNorm and InstanceNorm
 
 
 def replace_tensor(model: nn.Module, name: str, value: Tensor) -> None:
@@ -24,9 +26,18 @@ def fit_attributes(module: nn.Module) -> None:
             module.groups = module.weight.shape[0] // (module.out_channels // module.groups)
         module.out_channels = module.weight.shape[0]
         module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, TRANSPOSED):
+        if module.groups > 1:
+            module.groups = module.weight.shape[0] // (module.in_channels // module.groups)
+        module.in_channels = module.weight.shape[0]
+        module.out_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.GroupNorm):
+        if module.weight is not None:  # norm groups go whole
+            module.num_groups = len(module.weight) // (module.num_channels // module.num_groups)
+            module.num_channels = len(module.weight)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(module, NORMS):
         tensor = module.weight if module.weight is not None else module.running_mean
         module.num_features = len(tensor) if tensor is not None else module.num_features
     elif isinstance(module, nn.PReLU):
