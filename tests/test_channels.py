@@ -154,6 +154,15 @@ FOLLOWED = {
     "one half of two": lambda y: y.unflatten(1, (2, -1))[:, 0] * y.unflatten(1, (2, -1))[:, 1].tanh(),
     "positions by positions": lambda y: (y.flatten(2) @ torch.ones(64, 64, dtype=y.dtype).softmax(1)).view(y.shape),
     "sorted and summed positions": lambda y: y.flatten(2).sort(2).values.cumsum(2).view(y.shape),
+    # operators that mix channels, of those that are left
+    "pooled over channels": lambda y: y * torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1).sum(1, keepdim=True),
+    "centred over channels": lambda y: (y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True) + 1).sqrt(),
+    "of unit length": lambda y: F.normalize(y, dim=1) + F.normalize(y.movedim(1, -1), dim=-1).movedim(-1, 1),
+    "max over channels": lambda y: y + y.max(dim=1, keepdim=True).values - torch.logsumexp(y, 1, keepdim=True),
+    "positions by positions, of channels": lambda y: (y.flatten(2) @ (y.flatten(2).mT @ y.flatten(2)).softmax(-1)).view(
+        y.shape
+    ),
+    "einsum over channels": lambda y: y * torch.einsum("bchw,bchw->bhw", y, y.sin())[:, None],
     # tensors that are the same for all channels
     "a grid of positions": lambda y: y * torch.linspace(0, 1, 8, dtype=y.dtype) + torch.eye(8, dtype=y.dtype),
     "drop a path": lambda y: y * torch.ones(y.shape[0], 1, 1, 1, dtype=y.dtype) / 0.9,
@@ -162,11 +171,11 @@ PINNED = {
     "picked": (lambda y: y[:, 3:9], "by number"),
     "rolled": (lambda y: y.roll(1, 1), "by number"),
     "unequal chunks": (lambda y: F.pad(y, (0, 0, 0, 0, 1, 1)).chunk(3, 1)[0], "unequal parts"),
-    "reduced": (lambda y: y * y.mean(1, keepdim=True), "passes through mean"),
     "unknown": (lambda y: y.softmax(1), "passes through softmax"),
     "a constant of channels": (lambda y: y * torch.arange(12.0).view(12, 1, 1).sin(), "no filter makes"),
-    "a matrix of channels": (lambda y: torch.einsum("bchw,dc->bdhw", y, torch.ones(12, 12)), "passes through"),
+    "a matrix of channels": (lambda y: torch.einsum("bchw,dc->bdhw", y, torch.ones(12, 12)), "no filter makes"),
     "an attention of channels": (lambda y: y * (y.flatten(2) @ y.flatten(2).mT).softmax(-1).sum((1, 2)), "passes through bmm"),
+    "channels normalised": (lambda y: F.layer_norm(y.movedim(1, 3), (12,)).movedim(3, 1), "passes through layer_norm"),
     "a constant": (lambda y: y + torch.ones(12, 1, 1), "no filter makes"),
     "a weight of nobody": (lambda y: F.conv2d(y, torch.ones(12, 12, 1, 1)), "outside nn.Conv"),
 }

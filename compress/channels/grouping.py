@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .groups import ChannelMap, Group
+from .groups import ChannelMap, Group, Mix
 from .propagation import Propagation
 from .ties import NONE
 
@@ -25,6 +25,10 @@ def grouped(trace: Propagation, logits: Tensor) -> ChannelMap:
         axes={name: {axis: units(labels) for axis, labels in axes.items()} for name, axes in trace.axes.items()},
         positions=trace.positions,
         classifier=_classifier(trace, roots, classes),
+        mixes=tuple(
+            Mix(name, number, tuple((place, axis, units(labels)) for place, axis, labels in reads))
+            for name, number, reads in trace.mixes
+        ),
     )
 
 

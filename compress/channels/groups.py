@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SlimrankError, near
-from ..network.resize import CONVS
+from ..network.resize import CONVS, TRANSPOSED
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,25 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """The `number`th call of an operator, counted from 1, that mixes channels: it runs on those that are left.
+
+    `reads`: for each of its tensors the place among its arguments, the axis, and the unit of each channel.
+    """
+
+    operator: str
+    number: int
+    reads: tuple[tuple[int, int, Tensor], ...]
+
+
+@dataclass(frozen=True)
 class ChannelMap:
     """Everything that ranking, masking and surgery need to know of a network's channels.
 
     `reads[layer]` and `writes[layer]`: the global unit of each input and output channel ([channels], -1 for none), in
     forward order. `axes[tensor][axis]`: the same for every parameter and buffer that shrinks with the units.
-    `positions[layer]`: multiply-adds per input-output channel pair (output positions times kernel size).
+    `positions[layer]`: multiply-adds per input-output channel pair (output positions times kernel size). `mixes`: where
+    channels are mixed by something else than a layer (the pooling over channels of CBAM).
     """
 
     groups: tuple[Group, ...]
@@ -50,6 +63,7 @@ class ChannelMap:
     axes: dict[str, dict[int, Tensor]]
     positions: dict[str, int]
     classifier: str
+    mixes: tuple[Mix, ...] = ()
 
     def group(self, layer: str) -> Group:
         """Find the group that a layer belongs to. Raises SlimrankError for a layer that does not exist."""
@@ -58,14 +72,16 @@ class ChannelMap:
                 return group
         raise SlimrankError(f"no layer {layer!r} with filters; {near(layer, [g.name for g in self.groups])}")
 
-    def chosen(self, layers: Sequence[str] | None, features: bool = False) -> list[str]:
+    def chosen(self, layers: Sequence[str] | None, features: bool = False, masked: bool = False) -> list[str]:
         """Name the groups that some layers belong to (None: all that can be pruned), each once, in forward order.
 
-        With `features`, the classifier's own name stands for the features that it alone reads. Raises SlimrankError for a
-        layer that does not exist, and for one that cannot be masked alone.
+        With `features`, the classifier's own name stands for the features that it alone reads. `masked`: groups are masked at
+        the layers that read them, and must have no other reader. Raises SlimrankError for a layer that does not exist, and for
+        one that cannot be masked alone.
         """
         if layers is None:
-            return [group.name for group in self.groups if group.prunable and self.readers(group)]
+            prunable = [group for group in self.groups if group.prunable and self.readers(group)]
+            return [group.name for group in prunable if not (masked and self.mixers(group))]
         wanted = set()
         for layer in [layers] if isinstance(layers, str) else layers:
             group = self.group(layer)
@@ -78,6 +94,11 @@ class ChannelMap:
                 if layer == self.classifier:
                     beside = " here (car, shapley and switch take it for the features that it reads)"
                 raise SlimrankError(f"layer {layer} cannot be pruned or masked alone{beside}: {group.why}; choose another")
+            if masked and (mixers := self.mixers(group)):
+                raise SlimrankError(
+                    f"layer {layer} cannot be masked: {', '.join(mixers)} in forward() mixes its channels; "
+                    "choose another layer, or a ranker that masks nothing"
+                )
             wanted.add(group.name)
         names = dict.fromkeys([*(group.name for group in self.groups), self.classifier])
         return [name for name in names if name in wanted]
@@ -96,13 +117,23 @@ class ChannelMap:
         first, last = group.offset, group.offset + group.units
         return [name for name, units in self.reads.items() if bool(((units >= first) & (units < last)).any())]
 
+    def mixers(self, group: Group) -> list[str]:
+        """Name the operators beside layers that read this group's units, each once."""
+        first, last = group.offset, group.offset + group.units
+        return list(
+            dict.fromkeys(
+                mix.operator for mix in self.mixes for _, _, units in mix.reads
+                if bool(((units >= first) & (units < last)).any())
+            )
+        )  # fmt: skip
+
     def macs(self, model: nn.Module, gone: Tensor) -> int:
         """Count the multiply-adds of one image in conv and linear layers once the units in `gone` are cut; nothing is run."""
         total = 0
         for name, per_pair in self.positions.items():
             module = model.get_submodule(name)
             n_in = int(stays(self.reads[name], gone).sum())
-            if isinstance(module, CONVS) and module.groups > 1:
+            if isinstance(module, (*CONVS, *TRANSPOSED)) and module.groups > 1:
                 total += per_pair * n_in * (module.out_channels // module.groups)
             else:
                 total += per_pair * n_in * int(stays(self.writes[name], gone).sum())

@@ -6,6 +6,7 @@ one rule an operator). What no rule can follow is pinned, with the reason; nothi
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,7 @@ class Propagation(TorchDispatchMode):
     `reads[layer]`, `writes[layer]`: labels of each input and output channel, [channels], layers in forward order.
     `axes[tensor][axis]`: labels along the axis of a parameter or buffer that shrinks with them.
     `positions[layer]`: multiply-adds per input-output channel pair. `self_slicing`: modules with `slice_channels`.
+    `mixes`: calls of operators that mix channels, as ChannelMap has them. `calls`: how often each operator has run.
     """
 
     def __init__(self, model: nn.Module, rules: Mapping[str, Rule]):
@@ -63,26 +65,29 @@ class Propagation(TorchDispatchMode):
         self.writes: dict[str, Tensor] = {}
         self.axes: dict[str, dict[int, Tensor]] = {}
         self.positions: dict[str, int] = {}
+        self.mixes: list[tuple[str, int, tuple[tuple[int, int, Tensor], ...]]] = []
+        self.calls: Counter[str] = Counter()
         self.self_slicing: set[str] = set()
         self.paused = 0
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not self.paused and self.rule(func) is None and func.has_kernel_for_dispatch_key(COMPOSITE):
-            with self:  # an operator made of others is as they are
+        if not self.paused and made_of_others(func, self.rules):
+            with self:
                 return func.decompose(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         if not self.paused:
             self.paused += 1  # work on label tensors is not the model's
             try:
-                self.follow(Call(_plain_name(func), func, args, kwargs or {}, out))
+                self.follow(Call(plain_name(func), func, args, kwargs or {}, out))
             finally:
                 self.paused -= 1
         return out
 
     def follow(self, call: Call) -> None:
         """Apply the rule of the operator; without one its inputs are pinned, unless it makes one truth value or integer."""
+        self.calls[call.name] += 1
         tensors = list(tensors_in((*call.args, *call.kwargs.values())))
         if call.name not in OWNERS:
             for x in tensors:
@@ -90,18 +95,11 @@ class Propagation(TorchDispatchMode):
         labelled = [x for x in tensors if self.of(x) is not None]
         if not labelled and call.name not in LAYERS:
             return
-        rule = self.rule(call.func)
+        rule = rule_of(call.func, self.rules)
         if rule is not None:
             rule(self, call)
         elif not (isinstance(call.out, Tensor) and call.out.numel() == 1 and call.out.dtype in COUNTS):
             self.give_up(call.name, labelled, call.out)
-
-    def rule(self, func: OpOverload) -> Rule | None:
-        """Look up the rule of an operator, by its name or because torch tags it, or its functional form, as pointwise."""
-        name = _plain_name(func)
-        if torch.Tag.pointwise in func.tags or (name not in self.rules and _pointwise(name)):
-            return self.rules[POINTWISE]
-        return self.rules.get(name)
 
     def label_vector(self, x: Tensor) -> None:
         """Label a parameter or buffer that has one value for each of some channels, when it is first used: views of it, and
@@ -119,6 +117,20 @@ class Propagation(TorchDispatchMode):
             self.ties.pin(self.labels[x], reason)
         if isinstance(out, Tensor) and out.shape == inputs[0].shape:  # pinned as it is, it can be followed on
             self.labels[out] = self.labels[inputs[0]]
+
+    def mix(self, call: Call, *mixed: tuple[int, int]) -> bool:
+        """Let an operator run on the channels that are left: `mixed` are the places of its tensors among its arguments, with
+        the axis along which each is mixed and along which alone its labels vary. False where they vary along others too."""
+        reads = []
+        for place, axis in mixed:
+            labels = self.every(call.args[place])
+            if any(varies(labels, other) for other in range(labels.dim()) if other != axis % labels.dim()):
+                return False
+            reads.append((place, axis, self.per_channel(call.args[place], axis)))
+        for _, _, labels in reads[1:]:
+            self.ties.tie(reads[0][2], labels)
+        self.mixes.append((call.name, self.calls[call.name], tuple(reads)))
+        return True
 
     def of(self, x: object) -> Tensor | None:
         """Look up the labels of a tensor; None where it has none."""
@@ -182,9 +194,22 @@ def along(labels: Tensor, axis: int, dims: int) -> Tensor:
     return labels.view(shape)
 
 
-def _plain_name(func: OpOverload) -> str:
+def plain_name(func: OpOverload) -> str:
     name: str = func._schema.name.split("::")[1]
     return name if name.startswith("_") else name.rstrip("_")
+
+
+def rule_of(func: OpOverload, rules: Mapping[str, Rule]) -> Rule | None:
+    """Look up the rule of an operator, by its name or because torch tags it, or its functional form, as pointwise."""
+    name = plain_name(func)
+    if torch.Tag.pointwise in func.tags or (name not in rules and _pointwise(name)):
+        return rules[POINTWISE]
+    return rules.get(name)
+
+
+def made_of_others(func: OpOverload, rules: Mapping[str, Rule]) -> bool:
+    """Tell whether an operator without a rule of its own runs as other operators, which are followed in its place."""
+    return rule_of(func, rules) is None and func.has_kernel_for_dispatch_key(COMPOSITE)
 
 
 @functools.cache

@@ -28,15 +28,18 @@ def pool(trace: Propagation, call: Call) -> None:
 
 
 def reduce(trace: Propagation, call: Call) -> None:
-    """Take a mean, maximum or norm over axes along which labels are the same; over other axes it mixes channels."""
+    """Take a mean, maximum or norm over axes along which labels are the same; over channels, of those that are left."""
     x = call.args[0]
     outs = [out for out in _outputs(call) if out.is_floating_point()]
     labels = trace.labels[x]
     axes = call.argument(DIM.get(call.name, 1), "dim")
     axes = [axes] if isinstance(axes, int) else axes or range(x.dim())
+    mixed = [axis for axis in axes if varies(labels, axis)]
+    if mixed:
+        if len(mixed) > 1 or not trace.mix(call, (0, mixed[0])):
+            trace.give_up(call.name, [x], call.out)
+        return
     for axis in sorted((a % x.dim() for a in axes), reverse=True):
-        if varies(trace.labels[x], axis):
-            return trace.give_up(call.name, [x], call.out)
         labels = labels.narrow(axis, 0, 1) if outs[0].dim() == x.dim() else labels.select(axis, 0)
     for out in outs:
         trace.labels[out] = labels
@@ -51,11 +54,15 @@ def run_along(trace: Propagation, call: Call) -> None:
 
 
 def multiply_matrices(trace: Propagation, call: Call) -> None:
-    """Multiply matrices [..., i, k] and [..., k, j]: what varies along k is mixed, rows and columns keep their labels."""
+    """Multiply matrices [..., i, k] and [..., k, j]: what varies along k is mixed, else rows and columns keep their labels."""
     a, b = (trace.every(x) for x in call.args[:2])
     labelled = [x for x in call.args[:2] if trace.of(x) is not None]
     rows, columns = varies(a, a.dim() - 2), varies(b, b.dim() - 1)
-    if varies(a, a.dim() - 1) or varies(b, b.dim() - 2) or (rows and columns):
+    if varies(a, a.dim() - 1) or varies(b, b.dim() - 2):
+        if not trace.mix(call, (0, -1), (1, -2)):
+            trace.give_up(call.name, labelled, call.out)
+        return
+    if rows and columns:
         return trace.give_up(call.name, labelled, call.out)
     labels = b[..., :1, :] if trace.of(call.args[0]) is None or columns else a[..., :, :1]
     trace.labels[call.out] = labels.expand(call.out.shape)
@@ -68,35 +75,40 @@ def combine(trace: Propagation, call: Call) -> None:
     positions) stays, and ties nothing. A parameter with a value for each channel follows them (layer scale).
     """
     out = _outputs(call)[0]
-    tensors = [x for x in tensors_in((*call.args, *call.kwargs.values())) if x.numel() > 1 or trace.of(x) is not None]
+    tensors = list(tensors_in((*call.args, *call.kwargs.values())))
     known = [_to_dims(labels, out.dim()) for x in tensors if (labels := trace.of(x)) is not None]
     axes = [axis for axis in range(out.dim()) if any(varies(labels, axis) for labels in known)]
-    sides = list(known)
+    whole, shared = [], []
     for x in tensors:
-        if trace.of(x) is None and (labels := _constant(trace, x, axes, out.dim())) is not None:
-            sides.append(labels)
-    whole = [side for side in sides if all(side.shape[axis] == out.shape[axis] for axis in axes)]
-    for side in sides:
-        if not any(side is one for one in whole):
-            trace.ties.pin(side, "it is made once for all channels of what it is combined with")
-    for other in whole[1:]:
-        trace.ties.tie(whole[0], other)
-    trace.labels[out] = torch.broadcast_to((whole or sides)[0], out.shape)
+        labels = trace.of(x)
+        if labels is None:
+            labels = _constant(trace, x, axes, out.dim())
+        if labels is not None:
+            (whole if len(_own_axes(x, axes, out.dim())) == len(axes) else shared).append(_to_dims(labels, out.dim()))
+    for labels in shared:
+        trace.ties.pin(labels, "it is made once for all channels of what it is combined with")
+    for labels in whole[1:]:
+        trace.ties.tie(whole[0], labels)
+    trace.labels[out] = torch.broadcast_to((whole or shared)[0], out.shape)
 
 
 def _constant(trace: Propagation, x: Tensor, axes: list[int], dims: int) -> Tensor | None:
     """Find the labels of a tensor that no filter made, where it meets labels that vary along `axes`: fresh ones for a parameter
     that varies along one of them, NONE for anything else that does; None for what is the same for all channels."""
-    shape = [1] * (dims - x.dim()) + list(x.shape)
-    wide = [axis for axis in axes if shape[axis] > 1]
+    wide = _own_axes(x, axes, dims)
     if not wide:
         return None
     axis = wide[0] - (dims - x.dim())
     if len(wide) > 1 or id(x) not in trace.names:
-        return torch.full(shape, NONE)
+        return torch.full(x.shape, NONE)
     labels = trace.ties.fresh(x.shape[axis])
     trace.shrinks(x, axis, labels)
-    return along(labels, wide[0], dims).expand(shape)
+    return along(labels, axis, x.dim()).expand(x.shape)
+
+
+def _own_axes(x: Tensor, axes: list[int], dims: int) -> list[int]:
+    """Those axes of a result with `dims` axes along which a tensor has values of its own: it is not broadcast or expanded."""
+    return [axis for axis in axes if (own := axis - (dims - x.dim())) >= 0 and x.shape[own] > 1 and x.stride(own) != 0]
 
 
 def _to_dims(labels: Tensor, dims: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..network.forward import forward, logits_of
 from .grouping import grouped
 from .groups import ChannelMap
+from .probe import probed
 from .propagation import Propagation
 from .rules import RULES
 
@@ -29,7 +30,7 @@ def channel_map(model: nn.Module, example: Tensor) -> ChannelMap:
         raise
     finally:
         model.train(training)
-    return grouped(trace, logits)
+    return probed(model, grouped(trace, logits), example)
 
 
 @contextmanager

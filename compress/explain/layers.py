@@ -84,10 +84,10 @@ def choose_layers(checkpoint: Checkpoint, channels: ChannelMap, named: list[str]
     Raises SlimrankError for an unknown layer, and where no group answers with maps.
     """
     if named:
-        return channels.chosen(named), []
+        return channels.chosen(named, masked=True), []
     model = checkpoint.model
     candidates = []
-    for name in channels.chosen(None):
+    for name in channels.chosen(None, masked=True):
         if isinstance(model.get_submodule(name), nn.Conv2d):
             try:
                 maps = Responses(model, channels, [name])(checkpoint.example())[name]

@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from ...clone import clone
 from ...errors import SlimrankError
-from ..channels.groups import ChannelMap, stays
+from ..channels.groups import ChannelMap
 from ..channels.masking import masked
-from ..network.resize import fit_attributes, replace_tensor
+from ..channels.slicing import cut
+from ..network.forward import forward
 from .plan import PruningPlan
+
+__all__ = ["apply_plan", "cut"]
 
 
 def apply_plan(model: nn.Module, channels: ChannelMap, plan: PruningPlan, example: Tensor) -> nn.Module:
@@ -41,6 +43,7 @@ def apply_plan(model: nn.Module, channels: ChannelMap, plan: PruningPlan, exampl
         smaller.train(training)
     spread = before.std().clamp_min(1e-12)
     if after.shape != before.shape or not bool((after - before).abs().max() <= 1e-2 * spread):
+        _check_repeatable(model, example)
         raise SlimrankError(
             "the pruned network computes something else than the masked one: slimrank misread this model's channels; "
             "please report the model, and leave it whole"
@@ -48,23 +51,12 @@ def apply_plan(model: nn.Module, channels: ChannelMap, plan: PruningPlan, exampl
     return smaller
 
 
-def cut(model: nn.Module, channels: ChannelMap, gone: Tensor) -> nn.Module:
-    """The slicing alone: a copy without the units in `gone` (boolean, [all units])."""
-    smaller = clone(model)
-    tensors = {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
-    touched = set()
-    for name, axes in channels.axes.items():
-        tensor = tensors[name]
-        for axis, units in axes.items():
-            keep = stays(units, gone)
-            if not bool(keep.all()):
-                tensor = tensor.detach().index_select(axis, keep.nonzero().flatten().to(tensor.device))
-                touched.add(name)
-        if name in touched:
-            replace_tensor(smaller, name, tensor)
-    for owner in {name.rpartition(".")[0] for name in touched}:
-        fit_attributes(smaller.get_submodule(owner))
-    for name, module in smaller.named_modules():
-        if hasattr(module, "slice_channels") and name in channels.reads:
-            module.slice_channels(stays(channels.reads[name], gone), stays(channels.writes[name], gone))
-    return smaller
+def _check_repeatable(model: nn.Module, example: Tensor) -> None:
+    """Raise SlimrankError where a network gives other logits each time it runs: no cut of it can be held against it."""
+    once, again = forward(model, example), forward(model, example)
+    if not torch.equal(once, again):
+        raise SlimrankError(
+            f"the model gives other logits each time it sees the same images (by {float((once - again).abs().max()):.2g}), in "
+            "eval mode too: its forward() draws random numbers; F.dropout(x, p) does, F.dropout(x, p, self.training) is what "
+            "nn.Dropout does"
+        )

@@ -55,7 +55,7 @@ def rank(
     notes: list[str] = []
     evaluations = images = passes = 0
     absent: list[int] = []
-    for name in tqdm(channels.chosen(layers, features=True), desc="car", leave=False, disable=None):
+    for name in tqdm(channels.chosen(layers, features=True, masked=True), desc="car", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory, hard_first=options.greedy)
         if options.greedy:
             fixed = channels.group(name).fixed if name != channels.classifier else ()

@@ -43,7 +43,7 @@ def sensitivity(
     ties: dict[str, list[float]] = {}
     notes: list[str] = []
     evaluations = images = 0
-    names = [name for name in channels.chosen(layers) if name in ranked.scores]
+    names = [name for name in channels.chosen(layers, masked=True) if name in ranked.scores]
     for name in tqdm(names, desc="sensitivity", leave=False, disable=None):
         group = channels.group(name)
         order = [unit for unit in ranked.order(name) if unit not in group.fixed]

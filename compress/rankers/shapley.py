@@ -64,7 +64,7 @@ def rank(
     values: dict[str, LayerValues] = {}
     notes: list[str] = []
     evaluations = images = passes = 0
-    for name in tqdm(channels.chosen(layers, features=True), desc="shapley", leave=False, disable=None):
+    for name in tqdm(channels.chosen(layers, features=True, masked=True), desc="shapley", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
         notes += game.notes
         layer = values[name] = _values(game, options, samples, size, generator)

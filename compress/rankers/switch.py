@@ -63,7 +63,7 @@ def rank(
     curve: dict[str, list[float]] = {}
     notes: list[str] = []
     evaluations = images = 0
-    for name in tqdm(channels.chosen(layers, features=True), desc="switch", leave=False, disable=None):
+    for name in tqdm(channels.chosen(layers, features=True, masked=True), desc="switch", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
         notes += game.notes
         phi, curve[name] = learn(game, options)
