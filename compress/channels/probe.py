@@ -35,10 +35,11 @@ def _failure(model: nn.Module, channels: ChannelMap, groups: Sequence[Group], ex
     """What the network raises without one unit of each of these groups; empty where it runs."""
     gone = channels.removed({})
     for group in groups:
-        unit = next(i for i in reversed(range(group.units)) if i not in group.fixed)
-        gone[group.offset + unit] = True
-        if any(not bool(stays(units, gone).any()) for units in (*channels.reads.values(), *channels.writes.values())):
-            gone[group.offset + unit] = False  # a layer that reads or writes nothing else would be empty
+        fixed = set(group.fixed)
+        gone[group.offset + next(unit for unit in reversed(range(group.units)) if unit not in fixed)] = True
+    for units in (*channels.reads.values(), *channels.writes.values()):
+        if not bool(stays(units, gone).any()):
+            gone[units] = False  # a layer that reads or writes nothing else would be empty
     try:
         forward(cut(model, channels, gone), example)
     except SlimrankError as error:
