@@ -78,7 +78,8 @@ def combine(trace: Propagation, call: Call) -> None:
     tensors = list(tensors_in((*call.args, *call.kwargs.values())))
     known = [_to_dims(labels, out.dim()) for x in tensors if (labels := trace.of(x)) is not None]
     axes = [axis for axis in range(out.dim()) if any(varies(labels, axis) for labels in known)]
-    whole, shared = [], []
+    whole: list[Tensor] = []
+    shared: list[Tensor] = []
     for x in tensors:
         labels = trace.of(x)
         if labels is None:
