@@ -103,7 +103,8 @@ def _is_logits(tensor: Tensor) -> bool:
 
 def _no_logits(output: object) -> SlimrankError:
     return SlimrankError(
-        f"the model must return one tensor of logits, [images, classes], and returns {_described(output)}; wrap it so that it does"
+        f"the model must return one tensor of logits, [images, classes], and returns {_described(output)}; "
+        "wrap it so that it does"
     )
 
 
