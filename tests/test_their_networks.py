@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from slimrank.compress.channels import captured, channel_map, masked
 from slimrank.compress.network import zoo
 from slimrank.compress.network.adapt import adapt
-from slimrank.compress.network.checkpoint import load, save
+from slimrank.compress.network.checkpoint import Checkpoint, load, save
 from slimrank.compress.network.forward import forward, logits_of
 from slimrank.compress.network.graph import out_of_place
 from slimrank.compress.network.inputs import image_channels
 from slimrank.compress.network.plain import fuse
 from slimrank.compress.pruning.surgery import cut
 from slimrank.errors import SlimrankError
+from slimrank.evaluate.data import Preprocessing
 
 from . import their_networks as theirs
+from .toy_models import decomposed
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -61,6 +63,20 @@ def test_a_weight_that_is_applied_from_outside_is_its_layers(network):
     assert inputs.keys() == {"a", "b", "fc"}
     cut_exactly(model, "a")
     cut_exactly(model, "b")
+
+
+def functional_linear(**_: int) -> nn.Module:
+    return theirs.FunctionalLinear()
+
+
+def test_a_classifier_applied_from_outside_is_exchanged_and_reloaded(tmp_path):
+    torch.manual_seed(0)
+    model = adapt(theirs.FunctionalLinear().eval(), X[:1].float())
+    model.fc = decomposed(model.fc, torch.tensor([[0, 2, 5]] * 5))
+    expected = model(X.float())
+    given = Checkpoint(model, f"{__name__}:functional_linear", {}, Preprocessing.default(3, 12))
+    save(given, tmp_path / "slim.safetensors")
+    assert torch.equal(load(tmp_path / "slim.safetensors", model=given.name).model(X.float()), expected)
 
 
 def test_a_dict_without_a_name_for_logits_is_told():

@@ -73,6 +73,8 @@ def rebuild(path: Path, state: State, header: Header, trusted: bool) -> Checkpoi
         if header["format"] != FORMAT:
             raise SlimrankError(f"{path} has slim format {header['format']}, this slimrank reads {FORMAT}; update slimrank")
         model = zoo.build(header["model"], header["arguments"], trusted=trusted)
+        preprocessing = Preprocessing.from_dict(header["preprocessing"])
+        adapt(model, image(model, preprocessing.shape), header["arguments"].get("num_classes"))  # as it was when it was read
         for name, change in header["modules"].items():
             _change(model, name, change, state)
         for name, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
@@ -81,10 +83,8 @@ def rebuild(path: Path, state: State, header: Header, trusted: bool) -> Checkpoi
         for module in model.modules():
             fit_attributes(module)
         fill(model, state, path, header["model"])
-        preprocessing = Preprocessing.from_dict(header["preprocessing"])
-        adapt(model.eval(), image(model, preprocessing.shape), header["arguments"].get("num_classes"))
         checkpoint = Checkpoint(
-            model=model,
+            model=model.eval(),
             name=header["model"],
             arguments=header["arguments"],
             preprocessing=preprocessing,
