@@ -13,7 +13,9 @@ layer in each. Left out: 100,000 classes of 2,048 features (800 MB a file, sever
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rows import OutOfTime, Rows
@@ -21,9 +23,10 @@ from torch import nn
 
 from slimrank.compress.head.classifier import two_level_groups
 from slimrank.compress.head.low_rank import LowRank
-from slimrank.compress.head.timing import candidates, fastest_first, random_head, time_heads
-from slimrank.evaluate.latency import machine
+from slimrank.compress.head.timing import candidates, fastest_first, head_files, random_head
+from slimrank.evaluate.latency import compare, machine
 from slimrank.evaluate.macs import count
+from slimrank.export.to_onnx import size
 
 BATCHES = (1, 8, 32, 128)
 SIZES = [(2048, 1000), (512, 100_000), (512, 200), (64, 10), (512, 1000), (2048, 200), (512, 21_841), (2048, 21_841), (64, 200),
@@ -76,7 +79,10 @@ def measure(m: int, c: int, threads: int) -> dict:
         (["linear", *mine[len(mine) // 2 :]], False),
     ):
         made = {name: kinds[name]() for name in names}
-        timed, sized = time_heads(made, m, BATCHES, [threads], ["cpu"], seconds=0.2, int8=int8)
+        with tempfile.TemporaryDirectory() as folder:
+            paths = head_files(made, m, Path(folder), ["int8"] if int8 else [])
+            timed = compare(paths, batches=BATCHES, threads=[threads], seconds=0.2)
+            sized = {name: size(path) for name, path in paths.items()}
         speedups = {(s.model, s.batch): s.speedup for s in timed.speedups}
         for name in [*names, *(["int8"] if int8 else [])]:
             if name == "linear" and "linear" in rows:

@@ -2,11 +2,15 @@
 
     python benchmarks/seed_depth.py --cifar resnet20-cifar=resnet20-12fca82f.th --data folder:cifar10-jpeg
     python benchmarks/seed_depth.py --weights DIR --imagenet folder:IMAGENET --limit 50000
+    python benchmarks/seed_depth.py --network head_imagenet:lite0=efficientnet-lite0-57934424.pth --mean 0.498 --std 0.502 \
+        --imagenet images:imagenet-sample-1000
 
-ImageNet (k1 = k2 = 50): networks whose torchvision weights lie in DIR as NAME-*.pth, and an ImageNet folder; what is not
-there is "not run". CIFAR (k1 = k2 = 5, the paper has no such row): every NAME=CHECKPOINT given. Truncated, as in the paper;
-features from the training split, accuracy on the test split (on four fifths of it for CIFAR). Rows are saved as they come to
-results/seed_depth.json.
+ImageNet (k1 = k2 = 50; Badola et al., Tables 2 to 6): networks whose torchvision weights lie in DIR as NAME-*.pth, and every
+NAME=CHECKPOINT given, with an ImageNet folder; what is not there is "not run". On images:DIR, a sample with too few labels to
+measure top-1, r_A is the share of the dense network's decisions that is kept, features are voted for by the classes that the
+dense network decides on, and the table says so. CIFAR (k1 = k2 = 5, the paper has no such row): every NAME=CHECKPOINT given.
+Truncated, as in the paper; features from the training split, accuracy on the test split (on four fifths of it for CIFAR). Rows
+are saved as they come to results/seed_depth.json.
 """
 
 import argparse
@@ -34,7 +38,11 @@ def main() -> None:
     parser.add_argument("--cifar", action="append", default=[], metavar="NAME=CKPT")
     parser.add_argument("--data", help="CIFAR")
     parser.add_argument("--weights", type=Path, help="folder of torchvision's files")
-    parser.add_argument("--imagenet", help="folder:DIR with train/ and val/")
+    parser.add_argument("--network", action="append", default=[], metavar="NAME=CKPT", help="of ImageNet; as for --model")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--mean", type=float, help="of --network, one for all channels (default: ImageNet's)")
+    parser.add_argument("--std", type=float)
+    parser.add_argument("--imagenet", help="folder:DIR with train/ and val/, or images:DIR, a sample without labels")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--threads", type=int, default=2)
@@ -42,12 +50,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = Rows("seed_depth", args.minutes, torch=torch.__version__)
 
-    def decomposed(path: Path, name: str, spec: str, k: int) -> dict:
-        given = load(path, model=name)
+    def decomposed(path: Path, name: str, spec: str, k: int, **seen) -> dict:
+        given = load(path, model=name, **seen)
         data = open_data(spec, given.preprocessing, validation="test:0.2" if k == 5 else "train:0.01", limit=args.limit)
         options = HeadOptions(select="histogram", fit="truncate", layout="dense", k1=k, k2=k)
         found = specialize(given, data, options).result
-        return {"dense": found.top1_dense, "decomposed": found.top1_head, "r_A": found.ratio, "n": found.n, "k": k}
+        told = {"dense": found.top1_dense, "decomposed": found.top1_head, "r_A": found.ratio, "n": found.n, "k": k}
+        return told | ({} if data.classes else {"labels": False, "images": found.images})
 
     try:
         for pair in args.cifar:
@@ -57,6 +66,11 @@ def main() -> None:
             files = sorted(args.weights.glob(f"{name}-*.pth")) if args.weights else []
             if files and args.imagenet:
                 rows.row(name, lambda p=files[0], n=name: decomposed(p, n, args.imagenet, 50))
+        for pair in args.network:
+            name, _, path = pair.partition("=")
+            seen = {"size": args.size, "mean": args.mean and (args.mean,) * 3, "std": args.std and (args.std,) * 3}
+            make = lambda p=Path(path), n=name, s=seen: decomposed(p, n, args.imagenet, 50, **s)  # noqa: E731
+            rows.row(f"{name} on {args.imagenet.partition(':')[0]}", make)
     except OutOfTime:
         print("out of time; run again to go on")
     print(f"  {'network':20}  paper: dense decomposed    r_A   ours: dense decomposed    r_A")
@@ -64,7 +78,13 @@ def main() -> None:
         dense, cut = PAPER.get(name, (None, None))
         theirs = f"{dense:13.2f} {cut:10.2f} {cut / dense:6.3f}" if dense else f"{'':31}"
         r = rows.value["rows"].get(name)
-        mine = "not run" if r is None else f"{100 * r['dense']:12.2f} {100 * r['decomposed']:10.2f} {r['r_A']:6.3f}"
+        mine = "not run"
+        if r is not None and not r.get("labels", True):
+            mine = (
+                f"{'no labels':>12} {'':10} {r['r_A']:6.3f}  of the dense decisions on {r['n']} images, fitted to {r['images']}"
+            )
+        elif r is not None:
+            mine = f"{100 * r['dense']:12.2f} {100 * r['decomposed']:10.2f} {r['r_A']:6.3f}"
         print(f"  {name:20} {theirs} {mine}")
 
 

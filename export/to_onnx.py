@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,15 @@ ONE_FILE = 2**31 - 2**24  # bytes of weights; protobuf holds less than 2 GiB
 
 
 def export(
-    model: nn.Module, example: Tensor, path: str | Path, metadata: dict[str, Any], *, opset: int | None = None
+    model: nn.Module, example: Tensor, path: str | Path, metadata: dict[str, Any], *, opset: int | None = None,
+    outputs: Sequence[str] = ("logits",),
 ) -> Path:  # fmt: skip
     """Write `model` as ONNX (dynamo exporter): input `images` [batch, channels, height, width], output `logits`.
 
     The batch is dynamic, the weights lie inside the one file (from 2 GB on, which protobuf cannot hold, in FILE.onnx.data
-    beside it), `metadata` is stored as JSON under the key `slimrank`. `opset`: of ONNX's operators (None: the exporter's
-    own); the IR version is the oldest that this opset allows, so that older runtimes load the file.
+    beside it), `metadata` is stored as JSON under the key `slimrank`. `outputs`: names of what the model gives. `opset`: of
+    ONNX's operators (None: the exporter's own); the IR version is the oldest that this opset allows, so that older runtimes
+    load the file.
     Raises SlimrankError where the exporter refuses the model's forward.
     """
     path = Path(path)
@@ -43,7 +45,7 @@ def export(
         with _quiet():
             program = torch.onnx.export(
                 model, (two,), dynamo=True, external_data=False, verbose=False, opset_version=opset,
-                input_names=["images"], output_names=["logits"],
+                input_names=["images"], output_names=list(outputs),
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             )  # fmt: skip
     except Exception as error:  # the exporter raises whatever the traced code raises

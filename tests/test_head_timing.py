@@ -21,7 +21,7 @@ def no_clock(monkeypatch):
 
     def timed(heads, *_):
         speedups = [Speedup(name, "linear", "cpu", 1, 1, s) for name in heads if name in SPEEDUPS for s in SPEEDUPS[name]]
-        return Comparison([], speedups, machine()), {}
+        return Comparison([], speedups, machine())
 
     monkeypatch.setattr(timing, "time_heads", timed)
 
@@ -52,7 +52,7 @@ def test_bench_head_rows():
     macs = {row.layout: row.macs for row in bench.results}
     assert (macs["linear"], macs["tiled"], macs["tiled+rescore"]) == (640, 80, 80 + 8 * 64)
     assert set(bench.to_dict()["results"][0]) == {
-        "layout", "provider", "batch", "threads", "median_us", "speedup", "macs", "bytes",
+        "layout", "provider", "batch", "threads", "median_us", "speedup", "macs", "bytes", "agreement",
     }  # fmt: skip
     assert "two-level: 3 of 3 groups" in str(bench)
 

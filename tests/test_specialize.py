@@ -25,7 +25,7 @@ def clock(monkeypatch):
 
     def set_to(speedup: float) -> None:
         def timed(heads, *_):
-            return Comparison([], [Speedup(name, "linear", "cpu", 1, 1, speedup) for name in heads], machine()), {}
+            return Comparison([], [Speedup(name, "linear", "cpu", 1, 1, speedup) for name in heads], machine())
 
         monkeypatch.setattr(timing, "time_heads", timed)
 

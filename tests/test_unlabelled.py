@@ -13,13 +13,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from slimrank.cli import main
+from slimrank.compress.head.crops import with_crops
+from slimrank.compress.head.options import HeadOptions
+from slimrank.compress.head.specialize import specialize
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.rankers import LABEL_FREE, RANKERS, Ranker
 from slimrank.compress.stages.measure import accuracy_on, agreement, decided
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
 from slimrank.errors import SlimrankError
-from slimrank.evaluate.data import DataSpec, Preprocessing, open_data
+from slimrank.evaluate.accuracy import decisions, predictor
+from slimrank.evaluate.data import DataSpec, Images, Preprocessing, open_data
 
 RGB = Preprocessing.default(3, 8)
 SPLITS = ("train", "validation", "test")
@@ -324,3 +328,58 @@ def test_sensitivity_draws_the_error_without_labels(trained, digits, tmp_path):
     assert set(scores["error"]) == {"conv1", "conv2", "fc1", "fc2"}
     assert scores["ranker"] == "reconstruct"
     assert "error" in out.with_suffix(".svg").read_text()
+
+
+# -- a class-specific head -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def heads(trained, digits):
+    """What `specialize` says of one head, on pictures without labels and on the same with the dense network's decisions."""
+    checkpoint = load(trained)
+    data = open_data(f"images:{digits}", checkpoint.preprocessing)
+    options = HeadOptions(layout="dense", select="histogram", k2=8)
+    unlabelled = specialize(checkpoint, data, options)
+    named = {}
+    for split in SPLITS:
+        images = getattr(data, split)
+        labels = decisions(predictor(checkpoint.model), images.batches())
+        named[split] = Images(images.pictures, labels, images.preprocessing)
+    return unlabelled, specialize(checkpoint, replace(data, classes=[str(i) for i in range(10)], **named), options)
+
+
+def test_without_labels_the_dense_decisions_are_the_classes(heads):
+    unlabelled, labelled = (special.result for special in heads)
+    assert unlabelled.indices == labelled.indices
+    assert unlabelled.agreement == labelled.agreement == labelled.top1_head
+    assert unlabelled.training.top1_after == labelled.training.top1_after
+    weights = [special.checkpoint.model.fc3.weight for special in heads]
+    torch.testing.assert_close(*weights)
+
+
+def test_without_labels_no_accuracy_is_told(heads):
+    result = heads[0].result
+    assert (result.top1_dense, result.top1_head, result.top1_dense_trained) == (None, None, None)
+    assert result.ratio == result.agreement
+    assert result.to_dict()["top1_head"] is None
+    assert "which have no labels" in str(result)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_crops_follow_their_images(count):
+    images = torch.randn(4, 3, 12, 8) + 10 * torch.arange(4.0).view(-1, 1, 1, 1)
+    batches = list(with_crops([(images, torch.arange(4))], count, seed=1))
+    again = list(with_crops([(images, torch.arange(4))], count, seed=1))
+    assert len(batches) == 1 + count
+    for (crops, labels), (same, _) in zip(batches, again, strict=True):
+        assert torch.equal(crops, same)
+        assert crops.shape == images.shape
+        assert torch.equal(labels, torch.arange(4))
+        assert torch.equal((crops.mean((1, 2, 3)) / 10).round(), torch.arange(4.0))
+
+
+def test_no_crop_is_like_another():
+    images = torch.randn(2, 1, 16, 16)
+    crops = torch.cat([x for x, _ in with_crops([(images, torch.zeros(2))], 4, seed=0)])
+    distances = torch.cdist(crops.flatten(1), crops.flatten(1)) + torch.eye(10) * 99
+    assert float(distances.min()) > 1

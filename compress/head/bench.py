@@ -1,15 +1,18 @@
 """`bench-head`: the final layer alone, dense against int8, low rank and subspaces in every layout, in one interleaved run."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ...errors import SlimrankError, near
-from ...evaluate.latency import Comparison
+from ...evaluate.latency import Comparison, compare
 from ...evaluate.macs import count
+from ...export.to_onnx import size
 from ..channels import channels_of
 from ..channels.features import classifier
 from ..network.checkpoint import Checkpoint
@@ -17,15 +20,18 @@ from ..network.layout_names import INT8
 from ..network.subspace import SubspaceLinear, check_probe
 from .classifier import two_level_groups
 from .low_rank import low_rank
-from .options import FINAL_LAYERS, FinalLayerOptions, check_tile
-from .timing import random_head, time_heads
+from .matrix import Matrix
+from .options import FINAL_LAYERS, INT4, FinalLayerOptions, check_tile
+from .timing import head_files, random_head
+from .two_level import Best
 
 PROBE = 8  # groups of a two-level head that are computed, where nobody says how many
 
 
 @dataclass(frozen=True)
 class FinalLayerLatency:
-    """One layout at one setting. `speedup`: over the dense layer; `bytes`: of its ONNX file."""
+    """One layout at one setting. `speedup`: over the dense layer; `bytes`: of its ONNX file; `agreement`: share of the judging
+    queries on which it decides as the dense layer, None without queries."""
 
     layout: str
     provider: str
@@ -35,6 +41,7 @@ class FinalLayerLatency:
     speedup: float
     macs: int
     bytes: int
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,11 @@ class FinalLayerBench:
 
     def __str__(self) -> str:
         shape, layouts = self.shape, {row.layout: row for row in self.results}
-        sizes = "\n".join(f"  {row.layout:28} {row.macs:>12,} MACs {row.bytes:>12,} bytes" for row in layouts.values())
+        sizes = "\n".join(
+            f"  {row.layout:28} {row.macs:>12,} MACs {row.bytes:>12,} bytes"
+            + ("" if row.agreement is None else f"  decides as the dense layer on {row.agreement:.2%}")
+            for row in layouts.values()
+        )
         two_level = f"; two-level: {shape.probe} of {shape.probe_groups} groups" if self.two_level else ""
         return (
             f"{shape.features} features, {shape.classes} classes, {shape.k} features a class ({shape.groups} groups, tiles of "
@@ -78,11 +89,15 @@ class FinalLayerBench:
 def bench_final_layer(
     checkpoint: Checkpoint | None, options: FinalLayerOptions, *, seed: int = 0, seconds: float = 0.5
 ) -> FinalLayerBench:
-    """Time the final layer alone: of a checkpoint's size, and its own subspaces if it has some, or as the options say."""
+    """Time the final layer alone: of a checkpoint's size, and its own subspaces if it has some, or as the options say.
+
+    A layer that comes as a matrix has heads fitted to half of its queries, and agreement on the other half.
+    """
     for name in options.layout:
         if name not in FINAL_LAYERS:
             raise SlimrankError(f"no layout {name!r}; {near(name, FINAL_LAYERS)}")
-    layer = None if checkpoint is None else final_layer(checkpoint)
+    matrix = given_matrix(checkpoint, options, seed)
+    layer = matrix.linear if matrix else None if checkpoint is None else final_layer(checkpoint)
     own = layer if isinstance(layer, SubspaceLinear) else None
     shape = shape_of(layer, options)
     two_level = any(name.startswith("two-level") for name in options.layout)
@@ -91,26 +106,43 @@ def bench_final_layer(
         check_probe(shape.probe, shape.probe_groups, rescore, shape.classes)
     elif options.probe is not None and own is None:
         raise SlimrankError("`probe` says how many groups of a two-level head are computed; add `layout` two-level")
-    linear = nn.Linear(shape.features, shape.classes).eval()
+    linear = matrix.linear if matrix else nn.Linear(shape.features, shape.classes).eval()
     makers = rivals(linear, shape, seed)
+    if matrix:
+        makers = matrix.heads(shape.k, shape.groups, shape.tile, shape.rescore, shape.probe, shape.probe_groups)
     names = [n for name in options.layout for n in ((name, f"{name}, adjacent") if name.startswith("tiled") else (name,))]
     heads: dict[str, nn.Module] = {"linear": linear, **{name: makers[name]() for name in names if name in makers}}
     if own is not None:
         heads["as it is"] = own
     clock = options.timing
-    comparison, file_bytes = time_heads(
-        heads, shape.features, clock.batch, clock.threads, clock.providers, seconds, int8=INT8 in options.layout
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        paths = head_files(heads, shape.features, Path(folder), options.layout)
+        file_bytes = {name: size(path) for name, path in paths.items()}
+        comparison = compare(paths, providers=clock.providers, batches=clock.batch, threads=clock.threads, seconds=seconds)
+        same = {name: matrix.agreement(path) for name, path in paths.items()} if matrix else {}
     dense_ms = {(r.provider, r.batch, r.threads): r.median_ms for r in comparison.results if r.model == "linear"}
-    macs = {name: count(head, (shape.features,)).macs for name, head in heads.items()} | {INT8: shape.features * shape.classes}
+    macs = {name: count(head, (shape.features,)).macs for name, head in heads.items()}
+    macs |= dict.fromkeys((INT8, INT4), shape.features * shape.classes)
     rows = [
         FinalLayerLatency(
             r.model, r.provider, r.batch, r.threads, 1e3 * r.median_ms,
             dense_ms[r.provider, r.batch, r.threads] / r.median_ms, macs[r.model], file_bytes[r.model],
+            same.get(r.model),
         )
         for r in comparison.results
     ]  # fmt: skip
     return FinalLayerBench(shape, two_level, rows, comparison)
+
+
+def given_matrix(checkpoint: Checkpoint | None, options: FinalLayerOptions, seed: int) -> Matrix | None:
+    """The layer that the options name as a file, if they do; SlimrankError where half of what it takes is missing."""
+    if options.weights is None and options.queries is None:
+        return None
+    if options.weights is None or options.queries is None:
+        raise SlimrankError("`weights` and `queries` go together: a layer as a matrix, and what it is asked")
+    if checkpoint is not None:
+        raise SlimrankError("give a checkpoint or `weights`, not both")
+    return Matrix.read(options.weights, options.queries, seed)
 
 
 def final_layer(checkpoint: Checkpoint) -> SubspaceLinear | nn.Linear:
@@ -167,4 +199,5 @@ def rivals(linear: nn.Linear, shape: FinalLayerShape, seed: int) -> dict[str, Ca
         "tiled+rescore, adjacent": partial(tiled, rescore=rescore, ordered=False),
         "two-level": two_level,
         "two-level+rescore": partial(two_level, rescore=rescore),
+        "two-level+best": lambda: Best(two_level(), rescore),
     }

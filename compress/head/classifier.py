@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SlimrankError
 from ..channels import ChannelMap, channels_of
-from ..channels.features import classifier
+from ..channels.features import Batches, classifier, features
 from ..network.checkpoint import Checkpoint
 from ..network.layout_names import INT8
 from ..network.subspace import check_probe
@@ -39,6 +40,15 @@ class Classifier:
         weight = dense.weight.detach().cpu()
         bias = torch.zeros(len(weight)) if dense.bias is None else dense.bias.detach().cpu()
         return cls(checkpoint, channels, name, dense, weight, bias)
+
+    def seen(self, batches: Batches, labelled: bool) -> Batches:
+        """What the layer reads of images, batch by batch, and their classes: its own decisions where there are no labels."""
+        for x, labels in features(self.checkpoint.model, self.layer, batches):
+            yield x, labels if labelled else self.decided(x)
+
+    def decided(self, x: Tensor) -> Tensor:
+        """Classes that the layer decides on, [images], of what it reads."""
+        return F.linear(x, self.dense.weight.detach(), self.dense.bias).argmax(1)
 
     @property
     def classes(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...errors import SlimrankError, near
 from ...evaluate.timing import Timing
@@ -14,10 +15,13 @@ VOTING = ("histogram", "weights+histogram")
 FITS = ("truncate", "refit", "train")
 HEAD_LAYOUTS = ("auto", *LAYOUTS, INT8)
 WITHOUT_TILES = ("dense", "gather", INT8)
+INT4 = "int4"  # of ONNX Runtime, in blocks of 32 features; for bench-head only
 FINAL_LAYERS = (
-    "int8", "svd", "svd+rescore", "dense", "gather", "tiled", "tiled+rescore", "two-level", "two-level+rescore",
+    "int8", INT4, "svd", "svd+rescore", "dense", "gather", "tiled", "tiled+rescore", "two-level", "two-level+rescore",
+    "two-level+best",
 )  # fmt: skip
 AGREEMENT, DROP = 0.99, 0.01
+MOST_CROPS = 1000
 
 
 def number_or_auto(text: str) -> int | str:
@@ -63,6 +67,7 @@ class HeadOptions:
     agreement: float | None = option(None, "--rescore auto, --probe auto: share of equal decisions (default 0.99)")
     max_drop: float | None = option(None, "auto: validation top-1 that may be lost (default 0.01)")
     layer: str | None = option(None, "the classifier, to be sure which it is")
+    crops: int = option(0, "also fit to N random crops of each training image (default 0; for few images)", metavar="N")
     seed: int = option(0)
     only_faster: bool = False  # the dense layer stays where no head is faster and accurate enough
     report: bool = False  # also fit subspaces that show what each class lives on, where the head itself has none (int8)
@@ -115,6 +120,8 @@ class HeadOptions:
         for name, value in (("k2", self.k2), ("rescore", self.rescore), ("probe", self.probe)):
             if isinstance(value, str) and value != "auto":
                 raise SlimrankError(f"`{name}` is {value!r}, must be a number or auto")
+        if not 0 <= self.crops <= MOST_CROPS:
+            raise SlimrankError(f"`crops` is {self.crops}, must lie in 0..{MOST_CROPS}")
         if not 0 < self.least_agreement <= 1 or not 0 <= self.drop < 1:
             raise SlimrankError(
                 f"`agreement` {self.least_agreement} and `max_drop` {self.drop} must be shares, as 0.99 and 0.01"
@@ -151,19 +158,21 @@ class HeadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalLayerOptions:
-    """What `bench-head` times; `features` and `classes` are the checkpoint's where one is given."""
+    """What `bench-head` times; `features` and `classes` are the checkpoint's, or the matrix's, where one is given."""
 
     timing: Timing = nested(Timing())
+    weights: Path | None = option(None, "a layer as a matrix, .npy of [classes, features]; with --queries")
+    queries: Path | None = option(None, "what it is asked, .npy of [n, features]: half to fit to, half for agreement")
     features: int = option(2048, "without a checkpoint (default {default})")
     classes: int = option(1000, "without a checkpoint (default {default})")
     k: int | None = option(None, "features a class keeps (default: a sixteenth)")
     groups: int | None = option(None, "tiled: groups of classes (default 4)")
     tile: int | None = option(None, "tiled: adjacent features that go together, a power of two (default: up to 16)")
-    rescore: int = option(8, "classes recomputed densely, for ...+rescore (default {default})")
+    rescore: int = option(8, "classes recomputed densely, for ...+rescore; given, for ...+best (default {default})")
     probe: int | None = option(None, "two-level: groups of classes that are computed (default: up to 8)")
     layout: tuple[str, ...] = option(
         ("gather", "tiled", "tiled+rescore"),
-        "comma-separated: gather, tiled, tiled+rescore (default); two-level[+rescore], dense, int8, svd[+rescore]",
+        "comma-separated: gather, tiled, tiled+rescore (default); two-level[+rescore, +best], dense, int8, int4, svd[+rescore]",
     )
 
 

@@ -10,7 +10,10 @@ from .fit import Trained
 
 @dataclass(frozen=True)
 class HeadResult:
-    """A specialised head beside the dense one, on the same test images. `agreement`: share of equal decisions."""
+    """A specialised head beside the dense one, on the same test images. `agreement`: share of equal decisions.
+
+    Without labels every top-1 is None, and `ratio` is the agreement.
+    """
 
     layer: str
     select: str
@@ -25,8 +28,9 @@ class HeadResult:
     rescore: int
     probe: int
     images: int
-    top1_dense: float
-    top1_head: float
+    crops: int
+    top1_dense: float | None
+    top1_head: float | None
     top1_dense_trained: float | None
     ratio: float
     agreement: float
@@ -49,11 +53,17 @@ class HeadResult:
         votes = "" if self.k1 is None else f"k1={self.k1}, "
         shape = f" in {self.groups} groups, tiles of {self.tile}" if self.layout == "tiled" else ""
         kind = "int8" if self.layout == INT8 else "subspaces"
+        crops = f" and {self.crops} crops of each" if self.crops else ""
+        same = f"same decision as the dense layer on {self.agreement:.2%} of {self.n:,} images, which have no labels"
+        if self.top1_dense is not None and self.top1_head is not None:
+            same = (
+                f"top-1 dense {self.top1_dense:.4f} -> {kind} {self.top1_head:.4f} (r_A {self.ratio:.4f}) on {self.n:,} "
+                f"images, same decision on {self.agreement:.2%}"
+            )
         lines = [
             f"{self.layer}: {self.k2} of {self.features} features a class ({self.select}, {self.fit}; {votes}"
-            f"{self.images:,} training images), layout {self.layout}{shape}",
-            f"  top-1 dense {self.top1_dense:.4f} -> {kind} {self.top1_head:.4f} (r_A {self.ratio:.4f}) on {self.n:,} "
-            f"images, same decision on {self.agreement:.2%}",
+            f"{self.images:,} training images{crops}), layout {self.layout}{shape}",
+            f"  {same}",
         ]
         if self.top1_dense_trained is not None:
             lines.append(f"  the dense layer trained the same way: {self.top1_dense_trained:.4f}")

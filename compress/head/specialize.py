@@ -5,13 +5,12 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...evaluate.accuracy import predictor
 from ...evaluate.data import Data, Images
 from ...evaluate.latency import Comparison
-from ..channels.features import Cached, cached, features
+from ..channels.features import Cached, cached
 from ..network.checkpoint import Checkpoint
 from ..network.layout_names import INT8
 from ..network.subspace import SubspaceLinear
@@ -44,24 +43,28 @@ class Specialized:
 
 @dataclass(frozen=True)
 class Judged:
-    """The images that a result is measured on, what the classifier reads of them, and what the dense layer decides."""
+    """The images that a result is measured on, what the classifier reads of them, and what the dense layer decides.
+
+    `labelled`: whether they have classes of their own; else `seen.labels` are the dense layer's.
+    """
 
     images: Images
     seen: Cached
     dense: Tensor
+    labelled: bool
 
 
 def specialize(checkpoint: Checkpoint, data: Data, options: HeadOptions, *, judge: Images | None = None) -> Specialized:
     """Replace the classifier by class-specific subspaces.
 
     Features are chosen and weights fitted on the training split; what is measured to decide anything (`auto`, training)
-    is measured on the validation split; the result is accuracy on `judge` (default: the test split). Raises
-    SlimrankError for what does not fit the classifier.
+    is measured on the validation split; the result is accuracy on `judge` (default: the test split). Without labels, the
+    dense layer's decisions stand in their place, and accuracy is agreement with it. Raises SlimrankError for what does not
+    fit the classifier.
     """
     began = time.perf_counter()
     options.check()
     classifier = Classifier.of(checkpoint.with_classes(data), options.layer)
-    data.classes_for("a class-specific head")
     check_fitting(classifier, options)
     race = by_the_clock(classifier, options) if options.layout == "auto" else None
     problem = Problem(classifier, gather_statistics(classifier, data, options), options)
@@ -71,7 +74,7 @@ def specialize(checkpoint: Checkpoint, data: Data, options: HeadOptions, *, judg
         notes += remarks(problem.statistics, classifier.features, options)
         outcome = search(problem, race)
     notes += outcome.notes
-    judged = judged_on(classifier, judge or data.split("test"))
+    judged = judged_on(classifier, judge or data.split("test"), data.classes is not None)
     if isinstance(outcome, Refused):
         result = report_only(problem, judged, began)
         return Specialized(checkpoint, result, result, "; ".join(notes))
@@ -85,10 +88,9 @@ def specialize(checkpoint: Checkpoint, data: Data, options: HeadOptions, *, judg
     return Specialized(specialized, result, report)
 
 
-def judged_on(classifier: Classifier, images: Images) -> Judged:
-    seen = cached(features(classifier.checkpoint.model, classifier.layer, images.batches()))
-    dense = F.linear(seen.x, classifier.dense.weight.detach(), classifier.dense.bias).argmax(1)
-    return Judged(images, seen, dense)
+def judged_on(classifier: Classifier, images: Images, labelled: bool) -> Judged:
+    seen = cached(classifier.seen(images.batches(), labelled))
+    return Judged(images, seen, classifier.decided(seen.x), labelled)
 
 
 def variance(problem: Problem) -> Tensor:
@@ -115,12 +117,13 @@ def measured(
     ours = torch.cat([network(x).argmax(1).cpu() for x, _ in judged.images.batches()])
     before, after = (float((decided == judged.seen.labels).double().mean()) for decided in (judged.dense, ours))
     in_blocks = built.spaces.order is not None or built.spaces.reorder is not None
-    rival = dense_trained(problem, judged.seen) if built.training and options.rival else None
+    rival = dense_trained(problem, judged.seen) if built.training and options.rival and judged.labelled else None
     return HeadResult(
         layer=classifier.layer, select="all" if head.layout == INT8 else "blocks" if in_blocks else options.chosen_by,
         fit=options.fit, k1=statistics.k1, k2=head.weight.shape[1], features=classifier.features, layout=head.layout,
         groups=len(head.index), tile=head.tile, folded=installed.folded, rescore=head.rescore, probe=head.probe,
-        images=statistics.images, top1_dense=before, top1_head=after, top1_dense_trained=rival,
+        images=statistics.images, crops=statistics.crops, top1_dense=before if judged.labelled else None,
+        top1_head=after if judged.labelled else None, top1_dense_trained=rival,
         ratio=after / max(before, 1e-12), agreement=float((judged.dense == ours).double().mean()),
         shortlist_recall=shortlist_recall(head, judged) if head.rescore else None,
         probe_recall=two_level.probe_recall(head, judged.seen) if head.probe else None, n=len(judged.seen.labels),

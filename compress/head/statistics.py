@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ...evaluate.data import Data, Images
-from ..channels.features import Batches, Cached, Coverage, Keeper, Moments, Votes, cached, features, survey
+from ..channels.features import Batches, Cached, Coverage, Keeper, Moments, Votes, cached, survey
 from .classifier import Classifier
+from .crops import with_crops
 from .options import HeadOptions, default_k
 
 HEAD_CACHE_BYTES = 2**31  # of features that training a head may hold
@@ -14,7 +16,8 @@ HEAD_CACHE_BYTES = 2**31  # of features that training a head may hold
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of `images` of the `available` training images; `cache` holds their features where a head is trained on them.
+    """Of `images` of the `available` training images and `crops` crops of each; `cache` holds their features where a head is
+    trained on them. Without labels an image's class is what the dense layer decides.
 
     `k1`: votes an image has (None: no voting). `validation`: features of the validation split, which decides every choice.
     """
@@ -25,6 +28,7 @@ class Statistics:
     cache: Cached | None
     validation: Cached
     images: int
+    crops: int
     available: int
     empty_classes: int
 
@@ -35,28 +39,34 @@ class Statistics:
 
 
 def gather_statistics(classifier: Classifier, data: Data, options: HeadOptions) -> Statistics:
-    """Read the training split once (twice where `k1` is a coverage) and the validation split once."""
+    """Read the training split once (twice where `k1` is a coverage) and the validation split once, with `crops` of each."""
     train = data.split("train")
-    available, limit = len(train), HEAD_CACHE_BYTES // (4 * classifier.features)
+    available, limit = len(train), HEAD_CACHE_BYTES // (4 * classifier.features * (1 + options.crops))
     if options.fit == "train" and available > limit:
         order = torch.randperm(available, generator=torch.Generator().manual_seed(options.seed))
         train = train.subset(order[:limit].sort().values)
 
     def read(images: Images) -> Batches:
-        return features(classifier.checkpoint.model, classifier.layer, images.batches())
+        batches = with_crops(images.batches(), options.crops, options.seed)
+        return classifier.seen(batches, data.classes is not None)
 
     k1 = _votes_an_image(read(train), classifier, options) if options.votes else None
     moments, votes = Moments(), Votes(classifier.classes, k1) if k1 is not None else None
-    keepers: list[Keeper] = [moments.add, *([votes.add] if votes else [])]
+    members = torch.zeros(classifier.classes, dtype=torch.long)
+
+    def count(_x: Tensor, labels: Tensor) -> None:
+        members.add_(torch.bincount(labels.cpu(), minlength=classifier.classes))
+
+    keepers: list[Keeper] = [moments.add, count, *([votes.add] if votes else [])]
     cache = None
     if options.fit == "train":
         cache = cached(read(train))
-        images = survey([(cache.x, cache.labels)], *keepers)
+        survey([(cache.x, cache.labels)], *keepers)
     else:
-        images = survey(read(train), *keepers)
+        survey(read(train), *keepers)
     validation = cached(read(data.split("validation")))
-    empty = int((torch.bincount(train.labels, minlength=classifier.classes) == 0).sum())
-    return Statistics(moments, k1, votes, cache, validation, images, available, empty)
+    empty = int((members == 0).sum())
+    return Statistics(moments, k1, votes, cache, validation, len(train), options.crops, available, empty)
 
 
 def _votes_an_image(batches: Batches, classifier: Classifier, options: HeadOptions) -> int:
@@ -73,14 +83,15 @@ def _votes_an_image(batches: Batches, classifier: Classifier, options: HeadOptio
 def remarks(statistics: Statistics, features: int, options: HeadOptions) -> list[str]:
     """What makes a fit to these statistics doubtful: images left out, too few of them, classes without any."""
     found = []
-    images = statistics.images
+    images, seen = statistics.images, statistics.images * (1 + statistics.crops)
     if images < statistics.available:
         held = f"their features fill {HEAD_CACHE_BYTES >> 30} GiB"
         found.append(f"fitted on {images:,} of {statistics.available:,} training images: {held}")
-    if options.fit != "truncate" and images < 2 * features:
+    if options.fit != "truncate" and seen < 2 * features:
         kept = options.k2 if isinstance(options.k2, int) else default_k(features)
-        ridge = ", and a ridge holds the fit" if images <= kept else ""
-        found.append(f"only {images} training images for {features} features: expect little of it{ridge}")
+        ridge = ", and a ridge holds the fit" if seen <= kept else ""
+        crops = f" and {statistics.crops} crops of each" if statistics.crops else ""
+        found.append(f"only {images} training images{crops} for {features} features: expect little of it{ridge}")
     if statistics.empty_classes:
         found.append(f"{statistics.empty_classes} classes have no training images")
     return found

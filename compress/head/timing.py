@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ...evaluate.latency import Comparison, compare
-from ...export.quantize import quantized
-from ...export.to_onnx import export, size
+from ...export.quantize import quantized, quantized_int4
+from ...export.to_onnx import export
 from ..network.layout_names import INT8
 from ..network.subspace import SubspaceLinear
 from .classifier import two_level_groups
+from .options import INT4
 
 CLASS_GROUPS = (2, 4, 8, 16, 32)  # that `auto` tries, of five classes or more each: every group costs a node
 GATHER_LIMIT = 20_000  # indices that a gather may copy, at about 9 ns each, to be worth a try
@@ -76,21 +77,24 @@ def time_heads(
     threads: Sequence[int],
     providers: Sequence[str],
     seconds: float = 0.2,
-    int8: bool = False,
-) -> tuple[Comparison, dict[str, int]]:
-    """Latency of final layers on their own, input [batch, features], in one interleaved run; the first is the rival.
-
-    `int8`: also the first one with int8 weights. Returns the comparison and every file's bytes.
-    """
+) -> Comparison:
+    """Latency of final layers on their own, input [batch, features], in one interleaved run; the first is the rival."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = {
-            name: export(head, torch.zeros(1, features), Path(folder) / f"{i}.onnx", {})
-            for i, (name, head) in enumerate(heads.items())
-        }
-        if int8:
-            paths["int8"] = quantized(next(iter(paths.values())), Path(folder) / "int8.onnx")
-        file_bytes = {name: size(path) for name, path in paths.items()}
-        return compare(paths, providers=providers, batches=batches, threads=threads, seconds=seconds), file_bytes
+        paths = head_files(heads, features, Path(folder))
+        return compare(paths, providers=providers, batches=batches, threads=threads, seconds=seconds)
+
+
+def head_files(heads: Mapping[str, nn.Module], features: int, folder: Path, layouts: Sequence[str] = ()) -> dict[str, Path]:
+    """Export final layers on their own, input [batch, features]; with int8 or int4 among `layouts` also the first one so."""
+    paths = {
+        name: export(head, torch.zeros(1, features), folder / f"{i}.onnx", {}, outputs=getattr(head, "outputs", ("logits",)))
+        for i, (name, head) in enumerate(heads.items())
+    }
+    first = next(iter(paths.values()))
+    for kind, quantise in ((INT8, quantized), (INT4, quantized_int4)):
+        if kind in layouts:
+            paths[kind] = quantise(first, folder / f"{kind}.onnx")
+    return paths
 
 
 def candidates(
@@ -127,7 +131,7 @@ def fastest_first(
 ) -> Race:
     """Time the shapes against the dense layer; only those are faster that are so in the mean and nowhere slower."""
     heads = {"linear": nn.Linear(features, classes), **{shape.name: head for shape, head in shapes.items()}}
-    comparison, _ = time_heads(heads, features, batches, [threads], [provider])
+    comparison = time_heads(heads, features, batches, [threads], [provider])
     timed = []
     for shape in shapes:
         speedups = torch.tensor([s.speedup for s in comparison.speedups if s.model == shape.name])
