@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..channels.features import Cached
 from ..network import layouts
-from ..network.subspace import SubspaceLinear, sizes
+from ..network.subspace import SubspaceLinear, candidates, sizes
 from .cluster import SAMPLE, assigned, dealt, sampled, ward
 from .fit import fit_adam
 from .select import CHUNK
@@ -111,7 +111,8 @@ class Best(nn.Module):
         self.head, self.count = head, count
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, classes = self.head.candidates(x if self.head.reorder is None else layouts.moved(x, self.head.reorder))
+        placed = x if self.head.reorder is None else layouts.moved(x, self.head.reorder)
+        logits, classes = candidates(self.head, placed)
         best = logits.topk(self.count, 1)
         return best.values, classes.gather(1, best.indices)
 

@@ -152,15 +152,6 @@ class SubspaceLinear(nn.Module):
         assert self.coarse_weight is not None
         return F.linear(placed, self.coarse_weight, self.coarse_bias).topk(self.probe, 1).indices
 
-    def candidates(self, placed: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and classes of the groups that are computed, [images, probe * most classes a group]; what stands twice in them
-        has -inf the second time."""
-        best = self.probed(placed).flatten()
-        own = self._members.index_select(0, best)
-        y, rows = layouts.probed(placed, best, own, self._tiles, self.tile, self.weight, self.bias)
-        y = y + self._twice.index_select(0, best).view(placed.shape[0], -1)
-        return y, rows if self.order is None else self.order[rows]
-
     def _by_class(self, rows: Tensor) -> Tensor:
         """Bring rows, [classes, ...], in the order of the classes."""
         return rows if self._back is None else rows[self._back]
@@ -187,6 +178,16 @@ class SubspaceLinear(nn.Module):
         return (
             f"{self.in_features} -> {self.index.shape[1]} of them a class -> {self.out_features}{groups}, {self.layout}{again}"
         )
+
+
+def candidates(head: SubspaceLinear, placed: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and classes of the groups that are computed, [images, probe * most classes a group]; what stands twice in them
+    has -inf the second time."""
+    best = head.probed(placed).flatten()
+    own = head._members.index_select(0, best)
+    y, rows = layouts.probed(placed, best, own, head._tiles, head.tile, head.weight, head.bias)
+    y = y + head._twice.index_select(0, best).view(placed.shape[0], -1)
+    return y, rows if head.order is None else head.order[rows]
 
 
 def _two_level(head: SubspaceLinear, x: Tensor) -> Tensor:
