@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from slimrank.compress.stages.options import (
     TeacherOptions,
 )  # fmt: skip
 from slimrank.compress.training.recipe import Interpretable, Recipe
+from slimrank.endings import ending, written_out
 from slimrank.errors import SlimrankError, flagged, flagged_json, warnings_to
 from slimrank.evaluate.dataspec import DataSpec
 from slimrank.evaluate.imagespec import ImageSpec
@@ -175,7 +175,7 @@ def finetune(args: argparse.Namespace) -> Result:
     from slimrank.compress.network.checkpoint import load, save
     from slimrank.compress.stages.finetune import finetune
 
-    output(args.out, ".safetensors", args.checkpoint)
+    output(args.out, ".safetensors", args.checkpoint, args.teacher)
     teacher = None
     if args.teacher is not None:
         own = args.teacher.suffix == ".safetensors"  # says itself how it sees images
@@ -363,34 +363,25 @@ def run(args: argparse.Namespace) -> int:
     try:
         asked(Common(), args).check()
         result, text = VERBS[args.verb].run(args)
-    except SlimrankError as error:
-        if args.debug:
+    except BaseException as error:
+        if args.debug and isinstance(error, Exception):
             raise
-        say("error: " + " ".join(str(error).split()))
-        return 1
-    except KeyboardInterrupt:
-        say("error: interrupted" + (f"; `slimrank {args.verb}` goes on when run again" if args.verb in RESUMED else ""))
-        return 130
-    except BrokenPipeError:
-        return 1
-    except Exception as error:
-        if args.debug:
-            raise
-        say(f"error: {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a defect, --debug shows where")
-        return 1
+        line, status = ending(error, f"slimrank {args.verb}" if args.verb in RESUMED else "")
+        if line:
+            say(line)
+        return status
     if result.get("validation_seen_in_training", False) is not False and args.verb != "compress":
         from slimrank.compress.network.checkpoint import SEEN
 
         if args.validation.startswith("train"):
             say(SEEN)
-    try:
-        print(flagged(text, FLAGS), file=sys.stderr if args.json else sys.stdout)
-        if args.json:
-            print(json.dumps(flagged_json(result, FLAGS)))
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has seen enough, as `| head` has; the work is done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return written_out(lambda: show(result, text, args.json), say)
+
+
+def show(result: dict[str, Any], text: str, as_json: bool) -> None:
+    print(flagged(text, FLAGS), file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print(json.dumps(flagged_json(result, FLAGS)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ class SlimrankWarning(UserWarning):
     """What does not stop a run but should be known, told in one line as errors are."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as an interrupt does: files are left whole, and one line tells."""
+
+
 @contextmanager
 def warnings_to(say: Callable[[str], None]) -> Iterator[None]:
     """Within the context each of our warnings goes to `say`, as one line; those of libraries are shown as Python does."""

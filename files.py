@@ -15,10 +15,15 @@ def output(path: str | Path, suffix: str, *inputs: str | Path | None) -> Path:
     path = Path(path)
     if path.suffix != suffix:
         raise SlimrankError(f"`out` {path} must end in {suffix}, as {path.with_suffix(suffix).name}")
+    unread(path, *inputs)
+    return ready(path)
+
+
+def unread(path: Path, *inputs: str | Path | None) -> None:
+    """Check that a file to be written is none of those that are read."""
     for given in inputs:
         if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
             raise SlimrankError(f"`out` {path} is the file that is read; name another one")
-    return ready(path)
 
 
 @contextmanager

@@ -5,8 +5,8 @@ was killed goes on after the last stage that finished. DIR belongs to one checkp
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +22,10 @@ from ..evaluate.macs import count
 from ..evaluate.pages.report import report_page
 from ..export.to_onnx import export as to_onnx
 from ..export.to_onnx import size
-from ..files import read_json, ready, write_json, write_text
+from ..files import write_json, write_text
 from .channels import channels_of
 from .channels.groups import stays
+from .folder import Folder
 from .head.specialize import specialize
 from .network.checkpoint import SEEN, Checkpoint, load, save
 from .network.layout_names import INT8
@@ -36,7 +37,7 @@ from .rows import ROWS, BaselineRow, BenchRow, ExportRow, FinetuneRow, PruneRow,
 from .stages.export import export, onnx_metadata
 from .stages.finetune import finetune
 from .stages.measure import Decided, agreement, decided
-from .stages.place import Place, difference, identity
+from .stages.place import Place, identity
 from .stages.prune import prune
 from .stages.rank import rank
 from .stages.rivals import rivals
@@ -47,19 +48,29 @@ R = TypeVar("R", bound=Row)
 
 @dataclass
 class Run:
-    """One `compress` on its way. Artefacts lie in DIR/stages, rows in DIR/state.json."""
+    """One `compress` on its way. Artefacts lie in DIR/stages, rows in DIR/state.json (folder.py)."""
 
     given: Checkpoint
     data: Data | None
     options: CompressOptions
-    out: Path
-    asked: dict[str, Any]
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    folder: Folder
     say: Callable[[str], None] = lambda line: None
 
     @property
+    def out(self) -> Path:
+        return self.folder.path
+
+    @property
     def place(self) -> Place:
-        return Place(self.out / "stages")
+        return self.folder.place
+
+    @property
+    def done(self) -> dict[str, dict[str, Any]]:
+        return self.folder.done
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        return self.folder.asked
 
     def at(self, name: str) -> Path:
         return self.place.at(name)
@@ -69,14 +80,14 @@ class Run:
         try:
             return load(path, model=self.given.name)
         except SlimrankError as error:
-            raise SlimrankError(f"{path} is not as this run left it; {_anew(self.out)}") from error
+            raise SlimrankError(f"{path} is not as this run left it; {self.folder.anew}") from error
 
     def row(self, kind: type[R]) -> R:
         """What a stage that is done came to. Raises SlimrankError where state.json does not hold it as it was written."""
         try:
             return msgspec.convert(self.done[kind.STAGE], kind)
         except msgspec.ValidationError as error:
-            raise SlimrankError(f"{self.out / 'state.json'} is damaged ({error}); {_anew(self.out)}") from error
+            raise SlimrankError(f"{self.out / 'state.json'} is damaged ({error}); {self.folder.anew}") from error
 
     def decided(self, model: nn.Module) -> Decided | None:
         """Decisions and accuracy on the test split; reported, never chosen on."""
@@ -98,6 +109,10 @@ class Run:
 
     def finish(self, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
         """Run what is left; returns the report (also report.json and report.html in DIR)."""
+        with self.folder:
+            return self._finish(say)
+
+    def _finish(self, say: Callable[[str], None]) -> dict[str, Any]:
         if (
             self.data is not None
             and not self.unlearnable
@@ -112,8 +127,7 @@ class Run:
                 continue
             began = time.perf_counter()
             row = stage(self).to_dict()
-            self.done[name] = {"name": name, **row, "seconds": round(time.perf_counter() - began, 2)}
-            write_json(self.out / "state.json", {"asked": self.asked, "stages": list(self.done.values())})
+            self.folder.finish(name, {"name": name, **row, "seconds": round(time.perf_counter() - began, 2)})
             say(f"{name:10} {self.done[name]['seconds']:7.1f} s  {row['says']}")
         report = self.report()
         write_json(self.out / "report.json", report)
@@ -164,36 +178,13 @@ def start(path: str | Path, out: str | Path, options: CompressOptions, **reading
     checkpoint = load(path, **reading)
     named = {{"model": "name", "model_arg": "arguments"}.get(key, key): value for key, value in reading.items()}
     asked = identity(path, {**options.to_dict(), **named})  # the report's keys are 0.7.0's
-    done = _done(out, asked)
     data = options.data.open(checkpoint.preprocessing) if options.data else None
     if data is not None:
         checkpoint = checkpoint.with_classes(data)
     checkpoint.outputs()
     _check_reach(checkpoint, options)
-    run = Run(checkpoint, data, options, out, asked, done)
-    ready(out / "state.json")
-    (out / "stages").mkdir(exist_ok=True)
-    return run
-
-
-def _done(out: Path, asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows of the stages that are done in DIR; refuses a DIR of another checkpoint or other options."""
-    if out.exists() and not out.is_dir():
-        raise SlimrankError(f"cannot write into {out}: it is a file; name a folder with `out`")
-    if not (out / "state.json").exists():
-        return {}
-    state = read_json(out / "state.json", "the state in", _anew(out))
-    old, rows = state.get("asked"), state.get("stages")
-    named = isinstance(rows, list) and all(isinstance(row, dict) and row.get("name") in STAGES for row in rows)
-    if not isinstance(old, dict) or not named:
-        raise SlimrankError(f"{out / 'state.json'} is damaged; {_anew(out)}")
-    if other := difference(old, asked):
-        raise SlimrankError(f"{out} was made with {other}; name another `out`, or remove the folder")
-    return {row["name"]: row for row in rows}
-
-
-def _anew(out: Path) -> str:
-    return f"remove the folder {out} to start anew, or name another `out`"
+    fingerprint = "" if data is None else data.fingerprint
+    return Run(checkpoint, data, options, Folder.open(out, asked, fingerprint, tuple(STAGES), path))
 
 
 def _check_reach(checkpoint: Checkpoint, options: CompressOptions) -> None:

@@ -203,7 +203,7 @@ def test_weights_that_no_epoch_bettered_are_kept_where_they_are_a_candidate(digi
 def test_the_start_is_a_candidate_only_where_validation_is_new_to_it(digits, validation, trained_here, kept):
     model, _ = digits
     data = open_data("digits", lenet(0).preprocessing, validation=validation, limit=200)
-    checkpoint = replace(lenet(0), model=model, trained_on=data.identity if trained_here else None)
+    checkpoint = replace(lenet(0), model=model, trained_on=[data.identity] if trained_here else None)
     found = finetune(checkpoint, data, Recipe(1, 0.01, precision="fp32"))
     assert (found.training.start_top1 is not None) is kept
 

@@ -83,7 +83,7 @@ def specialize(checkpoint: Checkpoint, data: Data, options: HeadOptions, *, judg
     latency = race.comparison if race else None
     result = measured(problem, outcome, installed, judged, latency, "; ".join(notes), began)
     step = {key: getattr(result, key) for key in RECORDED}
-    specialized = classifier.checkpoint.then(installed.model, step="specialize", **step)
+    specialized = classifier.checkpoint.then(installed.model, step="specialize", **step).taught(data)
     report = report_only(problem, judged, began) if options.report and result.layout == INT8 else result
     return Specialized(specialized, result, report)
 

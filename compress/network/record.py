@@ -26,7 +26,7 @@ class Checkpoint:
     preprocessing: Preprocessing
     classes: list[str] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
-    trained_on: dict[str, Any] | None = None  # Data.identity of our own training; None for anybody else's
+    trained_on: list[dict[str, Any]] | None = None  # Data.identity of each of our own trainings; None for anybody else's
     gates: Tensor | None = None  # class-specific gates, [features, classes], of the network as it was trained
 
     def then(self, model: nn.Module, **step: Any) -> "Checkpoint":
@@ -62,9 +62,18 @@ class Checkpoint:
 
     def validation_seen(self, data: Data) -> bool | None:
         """Tell whether training saw what `data` calls validation: known for our own training, else None."""
-        if self.trained_on is None or self.trained_on["data"] != data.spec:
+        if self.trained_on is None:
             return None
-        return data.validation_from.startswith("train") and self.trained_on != data.identity
+        same = [one for one in self.trained_on if one["data"] == data.spec]
+        if data.validation_from.startswith("train") and any(one != data.identity for one in same):
+            return True
+        return False if len(same) == len(self.trained_on) else None
+
+    def taught(self, data: Data) -> "Checkpoint":
+        """Note that the train split of `data` has moved these weights, where all that has is known."""
+        if self.trained_on is None or data.identity in self.trained_on:
+            return self
+        return replace(self, trained_on=[*self.trained_on, data.identity])
 
     def judged_fairly(self, data: Data) -> bool:
         """Tell whether what `data` calls validation can be counted on not to have taught these weights its labels."""

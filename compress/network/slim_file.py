@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save as packed
 from torch import nn
 
 from ...errors import SlimrankError
@@ -49,7 +49,7 @@ def write(checkpoint: Checkpoint, path: str | Path) -> None:
     if checkpoint.gates is not None:
         tensors[GATES] = checkpoint.gates.contiguous()
     with whole(path) as temporary:
-        save_file(tensors, temporary, {HEADER: json.dumps(header)})
+        temporary.write_bytes(packed(tensors, {HEADER: json.dumps(header)}))  # save_file() tells a full disk as its own error
 
 
 def header_of(path: Path, metadata: dict[str, str]) -> Header | None:
@@ -90,13 +90,23 @@ def rebuild(path: Path, state: State, header: Header, trusted: bool) -> Checkpoi
             preprocessing=preprocessing,
             classes=header["classes"],
             history=header["history"],
-            trained_on=header["trained_on"],
+            trained_on=_trained_on(header["trained_on"]),
             gates=gates,
         )
         checkpoint.outputs()  # a header that does not fit the tensors shows here, not in the user's hands
         return checkpoint
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         raise SlimrankError(f"{path} has a header that slimrank did not write ({error!r}); make it again") from error
+
+
+def _trained_on(value: Any) -> list[dict[str, Any]] | None:
+    """The trainings in a header; those of 0.8.0 and before hold one."""
+    if value is None:
+        return None
+    trainings = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, dict) and isinstance(one.get("data"), str) for one in trainings):
+        raise ValueError(f"trained_on is {value!r}")
+    return trainings
 
 
 def _changes(model: nn.Module, fresh: nn.Module) -> dict[str, Header]:

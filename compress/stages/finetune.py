@@ -101,7 +101,8 @@ def finetune(
     told = {"epochs": training.epochs, "lr": recipe.lr, "seed": recipe.seed, "images": training.images}
     trained = checkpoint.then(model, step=step, **told, precision=training.options.precision)
     if step == "train" and len(checkpoint.history) == 1 and checkpoint.history[0]["step"] == "build":
-        trained = replace(trained, trained_on=data.identity)  # nobody trained it before
+        trained = replace(trained, trained_on=[])  # nobody trained it before
+    trained = trained.taught(data)
     shrunk, gated = None, None
     if recipe.block_norm is not None:
         trained, shrunk = _without_vanished(trained, recipe.block_norm)

@@ -207,6 +207,8 @@ def _written(job: _Job, found: _Found) -> Checkpoint:
     if found.training is not None:
         step |= {"epochs": found.training.epochs, "lr": job.options.training.lr}
     result = job.given.then(found.model, **step)
+    if found.trained and job.data is not None:
+        return result.taught(job.data)
     if not found.trained:
         result = replace(result, gates=cut_along(job.given.gates, channels, channels.removed(found.keep)))
     return result

@@ -1,6 +1,7 @@
 """Progress file of an interrupted training: its state after the last whole epoch, and the name of the run it belongs to."""
 
 import hashlib
+import io
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +37,10 @@ def run_identity(
 
 def leave(path: Path, run: str, state: dict[str, Any]) -> None:
     """Replace the progress file by the state of the run named `run`, at once or not at all."""
+    packed = io.BytesIO()  # torch.save() tells a full disk as an error of its own
+    torch.save({"run": run, **state}, packed)
     with whole(path) as temporary:
-        torch.save({"run": run, **state}, temporary)
+        temporary.write_bytes(packed.getbuffer())
 
 
 def take_up(path: Path, run: str) -> dict[str, Any] | None:

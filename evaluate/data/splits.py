@@ -1,5 +1,7 @@
 """A data set in three splits: train; validation, which choices are made on; test, which is reported only."""
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,18 @@ class Data:
     def identity(self) -> dict[str, Any]:
         """What decides which images are in which split, as JSON."""
         return {"data": self.spec, "validation": self.validation_from, "seed": self.seed, "limit": self.limit}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes when a picture file does: of every name, size and time of change. No picture is read."""
+        digest = hashlib.sha256()
+        for images in (self.train, self.validation, self.test):
+            for picture in images.pictures if images is not None else ():
+                if isinstance(picture, (str, Path)):
+                    known = os.stat(picture) if os.path.exists(picture) else None
+                    told = (os.fsencode(picture), known and (known.st_size, known.st_mtime_ns))
+                    digest.update(repr(told).encode())
+        return digest.hexdigest()
 
     def classes_for(self, what: str) -> list[str]:
         """The class names; raises SlimrankError, which says that `what` needs labels, where there are none."""

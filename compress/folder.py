@@ -1,0 +1,130 @@
+"""DIR of a `compress`: what its stages came to and left there, and the lock that keeps a second run out."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import SlimrankError
+from ..files import read_json, ready, unread, write_json
+from .stages.place import Place, difference
+
+LEFT = {  # the files of each stage that later ones read, or users
+    "baseline": ("stages/dense.onnx",), "rank": ("stages/scores.json",), "prune": ("stages/pruned.safetensors",),
+    "finetune": ("stages/finetuned.safetensors",), "specialize": ("slim.safetensors",), "export": ("model.onnx",),
+}  # fmt: skip
+KEPT = ("specialize", "export")  # whose files are the result: those of the others are for stages to come
+
+
+@dataclass
+class Folder:
+    """DIR, opened for one checkpoint and its options (`asked`); nobody else can open it until it is closed.
+
+    `done`: rows of finished stages by name, in their order. `data`: what the images were when the run began.
+    """
+
+    path: Path
+    asked: Mapping[str, Any]
+    lock: FileLock
+    data: str = ""
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of what stages left
+
+    @classmethod
+    def open(cls, path: Path, asked: Mapping[str, Any], data: str, stages: tuple[str, ...], checkpoint: Path) -> "Folder":
+        """Take DIR, with the stages that are done there; those whose files are gone, and all after them, are not.
+
+        Raises SlimrankError where another run is in it, where it is of another checkpoint, other options or images that have
+        changed, where a file is not as its stage left it, and where the checkpoint is one of those that would be replaced.
+        """
+        if path.exists() and not path.is_dir():
+            raise SlimrankError(f"cannot write into {path}: it is a file; name a folder with `out`")
+        ready(path / "state.json")
+        (path / "stages").mkdir(exist_ok=True)
+        folder = cls(path, asked, _locked(path), data)
+        try:
+            folder._read(stages)
+            if not folder.done:
+                for name in (name for names in LEFT.values() for name in names):
+                    unread(path / name, checkpoint)
+        except SlimrankError:
+            folder.lock.release()
+            raise
+        return folder
+
+    def __enter__(self) -> "Folder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    @property
+    def place(self) -> Place:
+        return Place(self.path / "stages")
+
+    @property
+    def anew(self) -> str:
+        return f"remove the folder {self.path} to start anew, or name another `out`"
+
+    def _read(self, stages: tuple[str, ...]) -> None:
+        if not (self.path / "state.json").exists():
+            return
+        state = read_json(self.path / "state.json", "the state in", self.anew)
+        old, rows, files = state.get("asked"), state.get("stages"), state.get("files", {})
+        named = isinstance(rows, list) and all(isinstance(row, dict) and row.get("name") in stages for row in rows)
+        if not isinstance(old, dict) or not named or not isinstance(files, dict):
+            raise SlimrankError(f"{self.path / 'state.json'} is damaged; {self.anew}")
+        if other := difference(old, self.asked):
+            raise SlimrankError(f"{self.path} was made with {other}; name another `out`, or remove the folder")
+        if state.get("data", self.data) != self.data:
+            raise SlimrankError(f"the images behind `data` have changed since the run in {self.path} began; {self.anew}")
+        finished = len(rows) == len(stages)
+        for row in rows:
+            names = LEFT.get(row["name"], ()) if not finished or row["name"] in KEPT else ()
+            if not all((self.path / name).exists() for name in names):
+                break
+            for name in names:
+                if name in files and _hashed(self.path / name) != files[name]:
+                    raise SlimrankError(f"{self.path / name} is not as this run left it; {self.anew}")
+            self.done[row["name"]] = row
+        if finished and len(self.done) < len(stages):  # stages before them are wanted again, with their files
+            self._forget_from_the_first_lost()
+        self.files = {name: files[name] for stage in self.done for name in LEFT.get(stage, ()) if name in files}
+
+    def _forget_from_the_first_lost(self) -> None:
+        lost = False
+        for stage in list(self.done):
+            lost = lost or not all((self.path / name).exists() for name in LEFT.get(stage, ()))
+            if lost:
+                del self.done[stage]
+
+    def finish(self, stage: str, row: dict[str, Any]) -> None:
+        """Note that a stage is done, with the files that it left."""
+        self.done[stage] = row
+        self.files |= {name: _hashed(self.path / name) for name in LEFT.get(stage, ()) if (self.path / name).exists()}
+        write_json(
+            self.path / "state.json",
+            {"asked": self.asked, "stages": list(self.done.values()), "data": self.data, "files": self.files},
+        )
+
+
+def _locked(path: Path) -> FileLock:
+    """Lock a folder; the system takes the lock back from a process that ends, however it ends."""
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise SlimrankError(f"another run is at work in {path}; wait for it, or name another `out`") from error
+    except (OSError, NotImplementedError) as error:
+        raise SlimrankError(
+            f"{path} lies on a file system that cannot lock files ({error}); name an `out` on a local disk"
+        ) from error
+    return lock
+
+
+def _hashed(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
