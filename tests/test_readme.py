@@ -1,7 +1,8 @@
 """Every command and every Python block of README.md and docs/ runs, page by page, in a folder that holds the files it names.
 
 A page's folder holds, of these, what its text mentions: resnet20.th and resnet18.pt (checkpoints), cifar10/ and
-tiny-imagenet-200/ (a few images of each class), pruned.safetensors and tuned.safetensors (ResNet-20 with fewer filters).
+tiny-imagenet-200/ (a few images of each class), pruned.safetensors and tuned.safetensors (ResNet-20 with fewer filters), and of
+packages that need not be installed lcnet.pth (timm) and hf-resnet/ (transformers), both with random weights.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
 from slimrank.cli import VERBS, main
 
@@ -28,6 +30,8 @@ PAGES = {
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 PREPARED = ("resnet20.th", "resnet18.pt", "cifar10", "tiny-imagenet-200", "pruned.safetensors", "tuned.safetensors")
+
+EXTRAS = {"lcnet.pth": "timm", "hf-resnet": "transformers"}
 
 
 @dataclass
@@ -89,6 +93,19 @@ def few_tiny_imagenet(archive: Path, parent: Path) -> None:
                 packed.extract(member, parent, filter="data")
 
 
+def from_extra(name: str, path: Path) -> None:
+    """Save a network of timm or transformers; ImportError where the package is not installed."""
+    if name == "lcnet.pth":
+        import timm
+
+        torch.save(timm.create_model("lcnet_050", num_classes=10).state_dict(), path)
+    else:
+        import transformers
+
+        sizes = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "embedding_size": 16, "num_labels": 10}
+        transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes)).save_pretrained(path)
+
+
 @pytest.fixture(scope="session")
 def prepare(tmp_path_factory, request) -> Callable[[str], Path]:
     """Make one of PREPARED, once a session; skips where this machine lacks what it is made of."""
@@ -104,6 +121,9 @@ def prepare(tmp_path_factory, request) -> Callable[[str], Path]:
             shutil.copy(request.getfixturevalue("resnet18"), path)
         elif name == "cifar10":
             few_cifar(request.getfixturevalue("cifar"), path)
+        elif name in EXTRAS:
+            with contextlib.suppress(ImportError):  # the commands that need it skip
+                from_extra(name, path)
         elif name == "tiny-imagenet-200":
             few_tiny_imagenet(shared("data/tiny-imagenet-200.tar.gz"), parent)
         else:
@@ -123,7 +143,7 @@ def folder_of(tmp_path_factory, prepare) -> Callable[[str], Path]:
         if page not in folders:
             made = tmp_path_factory.mktemp(Path(page).stem)
             words = {word for e in SLIMRANK[page] for word in re.split(r"[\s:]", e.command)}
-            for name in PREPARED:
+            for name in (*PREPARED, *EXTRAS):
                 if name in words or f'"{name}"' in PAGES[page]:
                     (made / name).symlink_to(prepare(name))
             folders[page] = made
@@ -137,6 +157,11 @@ def in_folder(request, folder_of):
     """The working directory: the page's folder."""
     with contextlib.chdir(folder_of(request.node.callspec.params["page"])):
         yield
+
+
+def missing(example: Example) -> str | None:
+    """The package that a command here needs and that is not installed."""
+    return next((package for name, package in EXTRAS.items() if name in example.command and not Path(name).exists()), None)
 
 
 def run(example: Example) -> None:
@@ -163,9 +188,11 @@ def run(example: Example) -> None:
 def test_command_runs(page, number):
     """Commands build on those above them, so these run first where only this one was asked for; each runs once."""
     for example in SLIMRANK[page][: number + 1]:
-        if example.status is None:
+        if example.status is None and missing(example) is None:
             run(example)
     example = SLIMRANK[page][number]
+    if (package := missing(example)) is not None:
+        pytest.skip(f"{package} is not installed")
     assert example.status == 0, f"{example.command}\n{example.printed}"
     for line in example.output:
         if line.startswith("written: "):

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...errors import SlimrankError
 from ...evaluate.imagespec import ImageSpec
-from . import foreign, slim_file
+from . import foreign, hf_models, slim_file
 from .parts import Tree, tree
 from .pickled import is_safetensors
 from .record import SEEN, Checkpoint
@@ -36,7 +36,8 @@ def load(
     under or prefixed with (parts.py); `state_dict`: which, where several fit. Without `num_classes` the classifier there tells
     how many. Raises SlimrankError for whatever does not fit.
     """
-    path = Path(path)
+    folder, path = Path(path), hf_models.weights(Path(path))
+    model = model or (f"hf/{folder}" if path != folder else None)
     if not path.is_file():
         what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
         raise SlimrankError(f"no checkpoint at {path}: it {what}; check the path")

@@ -47,7 +47,8 @@ def build(
     `images` says how the network sees images; what it leaves open is as usual for the network. `state_dict`: the place in the
     file, where several hold weights that fit. A network of one output becomes one of two (binary.py).
     """
-    arguments = dict(arguments or {})
+    folder = zoo.resolved(name, arguments)
+    name, arguments = (name, dict(arguments or {})) if folder is None else (folder.name, folder.arguments)
     wanted = _wanted(name, arguments)
     part = _chosen(path, file, wanted, state_dict)
     if "num_classes" not in arguments:
@@ -56,13 +57,16 @@ def build(
     model = zoo.build(name, arguments)
     check_finite(part.state, path)
     fill(model, part.state, path, f"{name} {arguments}")
-    preprocessing, channels = seen(model, name, images, path.name)
+    preprocessing, channels = seen(model, name, images, path.name, folder.preprocessing if folder else None)
     if len(preprocessing.mean) != channels:
         raise SlimrankError(f"`mean` has {len(preprocessing.mean)} values, the model reads {channels} channels")
-    history = [{"step": "read", "file": path.name, **({"state_dict": part.place} if part.place else {})}]
     example = image(model, preprocessing.shape)
-    adapt(fuse(model.eval(), example), example, arguments.get("num_classes"))
-    return two_logits(Checkpoint(model, name, arguments, preprocessing, None, history))
+    fuse(model.eval(), example)
+    widened = two_logits(model, image(model, preprocessing.shape, 2))
+    adapt(model, example, 2 if widened else arguments.get("num_classes"))
+    history = [{"step": "read", "file": path.name, **({"state_dict": part.place} if part.place else {})}]
+    names = folder.classes if folder and len(folder.classes or ()) == arguments.get("num_classes") else None
+    return Checkpoint(model, name, arguments, preprocessing, names, history)
 
 
 def _wanted(name: str, arguments: dict[str, Any]) -> dict[str, Shape]:

@@ -11,6 +11,7 @@ from ...evaluate.imagespec import ImageSpec
 from . import zoo
 from .forward import forward
 from .layers import WEIGHTED
+from .published import in_channels
 
 USUAL = (3, 1, 4, 2)  # channels of images, the likeliest first
 
@@ -38,12 +39,18 @@ def image_channels(model: nn.Module, sides: Sequence[int], told: int | None = No
     raise failures[convs[0] if convs[0] in USUAL else USUAL[0]]
 
 
-def seen(model: nn.Module, name: str, images: ImageSpec, file: str = "") -> tuple[Preprocessing, int]:
-    """How a network of this name sees images where `images` leaves it open, and how many channels it reads."""
+def seen(
+    model: nn.Module, name: str, images: ImageSpec, file: str = "", usual: Preprocessing | None = None
+) -> tuple[Preprocessing, int]:
+    """How a network sees images where `images` leaves it open, and how many channels it reads; `usual`: what is published for
+    it, by default what is for networks of its name."""
+
+    def over(channels: int) -> Preprocessing:
+        return images.over(zoo.preprocessing(name, channels, file) if usual is None else in_channels(usual, channels))
+
     told = len(images.mean or images.std or ()) or None
-    sides = images.over(zoo.preprocessing(name, told or USUAL[0], file)).shape[1:]
-    channels = image_channels(model, sides, told)
-    return images.over(zoo.preprocessing(name, channels, file)), channels
+    channels = image_channels(model, over(told or USUAL[0]).shape[1:], told)
+    return over(channels), channels
 
 
 def image(model: nn.Module, shape: Sequence[int], images: int = 1) -> Tensor:

@@ -7,6 +7,9 @@ from typing import Any
 
 from ...errors import SlimrankError
 from ...evaluate.data import Preprocessing
+from ...evaluate.imagespec import Side
+
+PILLOW = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by the numbers that Pillow gives them
 
 
 def from_torchvision(name: str, file: str = "") -> Preprocessing | None:
@@ -49,3 +52,36 @@ def in_channels(usual: Preprocessing, channels: int) -> Preprocessing:
         return usual
     blank = Preprocessing.default(channels, usual.size)
     return replace(usual, mean=blank.mean, std=blank.std)
+
+
+def from_transformers(said: Mapping[str, Any], config: Mapping[str, Any]) -> Preprocessing:
+    """The transform of a preprocessor_config.json; what it leaves out is as config.json and ImageNet have it.
+
+    A `size` of one number or `shortest_edge` is that of the shorter side, one of `height` and `width` that of the image;
+    below 384 pixels ConvNeXt's is that of the crop, and `crop_pct` how much of the scaled image that is.
+    """
+    size = _edges(said.get("size") or config.get("image_size") or 224)
+    crop = _edges(said["crop_size"]) if said.get("do_center_crop") and said.get("crop_size") else size
+    default = Preprocessing.default(int(config.get("num_channels") or 3), crop)
+    mean, std = said.get("image_mean") or default.mean, said.get("image_std") or default.std
+    if said.get("do_normalize") is False:
+        mean, std = (0.0,) * len(default.mean), (1.0,) * len(default.std)
+    elif said.get("include_top"):  # EfficientNet's divides by the deviation twice
+        std = [value * value for value in std]
+    scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255
+    shift = 1 if said.get("rescale_offset") else 0
+    mean, std = [(value + shift) / scale for value in mean], [value / scale for value in std]
+    interpolation = PILLOW[said.get("resample", 2)]
+    if said.get("crop_pct") and isinstance(size, int) and size < 384:
+        return Preprocessing(size, tuple(mean), tuple(std), crop_pct=said["crop_pct"], interpolation=interpolation)
+    squashed = (size, size) if isinstance(size, int) and said.get("crop_pct") else size
+    return Preprocessing(crop, tuple(mean), tuple(std), resize=squashed, interpolation=interpolation)
+
+
+def _edges(size: Any) -> Side:
+    """Sides in pixels out of a number, or an object of `shortest_edge` or `height` and `width`."""
+    if not isinstance(size, Mapping):
+        return int(size)
+    if "shortest_edge" in size:
+        return int(size["shortest_edge"])
+    return int(size["height"]), int(size["width"])

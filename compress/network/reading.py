@@ -29,7 +29,7 @@ class Reading:
     """What a foreign checkpoint does not say itself: its network, and how the network sees images."""
 
     model: str | None = option(
-        None, "for foreign checkpoints: resnet20-cifar, resnet18, package.module:function, ...", metavar="NAME"
+        None, "for foreign checkpoints: resnet20-cifar, resnet18, timm/NAME, hf/DIR, package.module:function", metavar="NAME"
     )
     model_arg: tuple[tuple[str, Any], ...] = option((), read=pair, metavar="K=V", repeat=True)
     images: ImageSpec = nested(ImageSpec())

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import SlimrankError
-from ...evaluate.data import Data, Preprocessing
+from ...evaluate.data import Data, Preprocessing, differing
 from .forward import forward, logits_of
 from .inputs import image
 
@@ -52,11 +52,11 @@ class Checkpoint:
             raise SlimrankError(
                 f"the model has {outputs} classes, `data` {data.spec} has {len(data.classes)}; give the data it was trained on"
             )
-        if self.classes is not None and self.classes != data.classes:
-            pairs = zip(self.classes, data.classes, strict=True)
-            mine, other = next((a, b) for a, b in pairs if a != b)
+        if self.classes is not None and (pair := differing(data, self.classes)) is not None:
+            mine, other = pair
             raise SlimrankError(
-                f"class names differ: the model's {mine!r} is {other!r} in `data` {data.spec}; use data with the same classes"
+                f"class names differ: the model's {mine!r} is {other!r} in `data` {data.spec}; use data with the same classes, "
+                "or lay a words.txt beside train/ that names them (folder, tab, name)"
             )
         return replace(self, classes=data.classes)
 

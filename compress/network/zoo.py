@@ -1,9 +1,11 @@
-"""Constructors by name: the small networks of the papers, torchvision's CNNs, and `package.module:function`."""
+"""Constructors by name: small networks of the papers, torchvision's, timm's and Hugging Face's CNNs, the user's own."""
 
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 from ...errors import SlimrankError, near
 from ...evaluate.data import Preprocessing
-from . import published
+from . import hf_models, published, timm_models
 from .forward import told
 from .papers import CifarResnet, Lenet5, Vgg16Cifar
 
@@ -23,10 +25,11 @@ OWN: dict[str, tuple[Callable[..., nn.Module], int]] = {  # name -> constructor,
     "vgg16-cifar": (Vgg16Cifar, 32),
     **{f"resnet{d}-cifar": (partial(CifarResnet, d), 32) for d in (20, 32, 44, 56, 110)},
 }
+SOURCES = {"timm": timm_models.constructor, "hf": hf_models.constructor}  # what stands before the slash
 
 
 def names() -> list[str]:
-    """List every name that `build` knows, `package.module:function` aside."""
+    """List every name that `build` knows, `timm/NAME`, `hf/DIR` and `package.module:function` aside."""
     import torchvision
 
     theirs = torchvision.models.list_models(module=torchvision.models)
@@ -69,6 +72,9 @@ def _constructor(name: str, trusted: bool) -> Callable[..., Any]:
         return constructor
     if name in OWN:
         return OWN[name][0]
+    source, _, theirs = name.partition("/")
+    if source in SOURCES:
+        return SOURCES[source](theirs)
     if name not in names():
         if name.startswith(TRANSFORMERS):
             raise SlimrankError(f"{name} is a transformer; slimrank compresses CNN classifiers")
@@ -79,6 +85,15 @@ def _constructor(name: str, trusted: bool) -> Callable[..., Any]:
     if name in ("googlenet", "inception_v3"):  # random initialisation of these two takes a minute, and is overwritten
         return lambda **arguments: builder(**{"init_weights": False, "aux_logits": False, **arguments})
     return builder
+
+
+def resolved(name: str, arguments: dict[str, Any] | None) -> hf_models.Folder | None:
+    """Read the folder of `hf/DIR`, its arguments changed as these say; None for any other name."""
+    source, _, place = name.partition("/")
+    if source != "hf" or (place in hf_models.FAMILIES and not Path(place).is_dir()):
+        return None
+    folder = hf_models.read_folder(Path(place))
+    return replace(folder, arguments={**folder.arguments, **(arguments or {})})
 
 
 def accepts(name: str, argument: str, trusted: bool = True) -> bool:
@@ -95,5 +110,10 @@ def preprocessing(name: str, channels: int, file: str = "") -> Preprocessing:
     """
     if name in OWN:
         return Preprocessing.default(channels, OWN[name][1])
-    theirs = None if ":" in name else published.from_torchvision(name, file)
+    theirs = None
+    if name.startswith("timm/"):
+        config = timm_models.config(name.removeprefix("timm/"))
+        theirs = published.from_timm(config) if config else None
+    elif ":" not in name and "/" not in name:
+        theirs = published.from_torchvision(name, file)
     return published.in_channels(theirs or Preprocessing.default(channels, 224), channels)

@@ -124,7 +124,8 @@ def fresh(
     name: str, arguments: dict[str, Any] | None, classes: list[str], channels: int, images: ImageSpec | None, seed: int
 ) -> Checkpoint:
     """A network with random weights, fitted to the data's classes (and channels, where its constructor takes them)."""
-    arguments, images = dict(arguments or {}), images or ImageSpec()
+    folder, images = zoo.resolved(name, arguments), images or ImageSpec()
+    name, arguments = (name, dict(arguments or {})) if folder is None else (folder.name, folder.arguments)
     wanted = {"num_classes": len(classes), "in_channels": channels}
     for key, value in wanted.items():
         if key not in arguments and zoo.accepts(name, key):
@@ -133,7 +134,7 @@ def fresh(
         arguments["size"] = images.size
     torch.manual_seed(seed)
     model = zoo.build(name, arguments)
-    preprocessing, _ = seen(model, name, images)
+    preprocessing, _ = seen(model, name, images, usual=folder.preprocessing if folder else None)
     adapt(model, image(model, preprocessing.shape), len(classes))
     return Checkpoint(model, name, arguments, preprocessing, classes, [{"step": "build", "seed": seed}])
 

@@ -10,6 +10,7 @@ from typing import Any
 from ... import __version__
 from ...errors import SlimrankError
 from ...files import read_json, ready, write_json
+from ..network.hf_models import weights
 
 IDENTITY = "asked.json"
 
@@ -32,7 +33,7 @@ def identity(checkpoint: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two commands the same: the checkpoint's bytes, every option that decides a result, the version. Plain JSON."""
     deciding = {key: value for key, value in asked.items() if key != "workers"}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in deciding.items()}
-    return {"checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(), **plain, "slimrank": __version__}
+    return {"checkpoint": hashlib.sha256(weights(checkpoint).read_bytes()).hexdigest(), **plain, "slimrank": __version__}
 
 
 def difference(before: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

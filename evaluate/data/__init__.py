@@ -3,6 +3,6 @@
 from ..dataspec import DataSpec
 from .images import Batches, Images
 from .preprocessing import Preprocessing
-from .splits import KINDS, Data, open_data, readable
+from .splits import KINDS, Data, differing, open_data, readable
 
-__all__ = ["KINDS", "Batches", "Data", "DataSpec", "Images", "Preprocessing", "open_data", "readable"]
+__all__ = ["KINDS", "Batches", "Data", "DataSpec", "Images", "Preprocessing", "differing", "open_data", "readable"]

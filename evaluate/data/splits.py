@@ -78,6 +78,24 @@ def readable(data: Data) -> list[str]:
     return [f"{word} ({name})" if shown.count(word) > 1 else word for word, name in zip(shown, classes, strict=True)]
 
 
+def differing(data: Data, names: list[str]) -> tuple[str, str] | None:
+    """Find the first class that a model calls otherwise than the data, and both names.
+
+    A class is known by its name in the data and by the first that a folder's words.txt has for it; of several names with
+    commas between them the first counts.
+    """
+    kind, _, place = data.spec.partition(":")
+    words = read_names(Path(place)) if kind == "folder" else {}
+    pairs = zip(names, data.classes_for("a name for each class"), strict=True)
+    return next(
+        ((mine, other) for mine, other in pairs if mine != other and _first(mine) != _first(words.get(other, ""))), None
+    )
+
+
+def _first(names: str) -> str:
+    return names.partition(",")[0].strip().lower()
+
+
 def open_data(
     spec: str,
     preprocessing: Preprocessing,
