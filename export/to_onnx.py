@@ -73,12 +73,12 @@ def check_opset(opset: int | None) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Iterator[Path]:
     """Yield where to write an ONNX file, with its weights beside it or not; both take the place of `path`'s on success.
 
     On any failure the old file and its weights stay as they were.
     """
-    ready(path)
+    path = ready(path)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         fresh = Path(folder) / path.name
         yield fresh

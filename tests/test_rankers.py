@@ -82,9 +82,9 @@ def test_layers_that_cannot_be_ranked():
     model = lively(zoo.build("shufflenet_v2_x0_5"))
     channels = channel_map(model, torch.randn(1, 3, 32, 32).double())
     with pytest.raises(
-        SlimrankError, match=r"branch1.2 cannot be pruned or masked alone \(tied to stage2.0.branch2.5, .*\): its 24 channels"
+        SlimrankError, match=r"branch1.2 cannot be pruned or masked alone \(tied to stage3.0.branch2.5, .*\): its 48 channels"
     ):
-        channels.chosen(["stage2.0.branch1.2"])
+        channels.chosen(["stage3.0.branch1.2"])
     with pytest.raises(SlimrankError, match="its outputs are the model's classes"):
         channels.chosen(["fc"])
     assert channels.chosen(["fc"], features=True) == ["fc"]

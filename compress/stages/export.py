@@ -34,7 +34,7 @@ class Exported:
 
 
 def export(
-    checkpoint: Checkpoint, path: Path, data: Data | None = None, options: ExportOptions | None = None, *, seed: int = 0
+    checkpoint: Checkpoint, path: str | Path, data: Data | None = None, options: ExportOptions | None = None, *, seed: int = 0
 ) -> Exported:
     """Write the ONNX file; parity is measured on the test split, or on random inputs, labelled so, without data.
 
@@ -47,7 +47,7 @@ def export(
     with replacing(path) as fresh:
         to_onnx(checkpoint.model, checkpoint.example(), fresh, onnx_metadata(checkpoint), opset=options.opset)
         found = compared(checkpoint, fresh, data, seed=seed).check(options.tolerance)
-    return Exported(path=path, bytes=size(path), parity=found)
+    return Exported(path=Path(path), bytes=size(path), parity=found)
 
 
 def onnx_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
