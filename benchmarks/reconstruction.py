@@ -1,17 +1,12 @@
 """What does a cut cost before and without training, once least squares has put back what it can? Does the ranker still matter?
 
     python benchmarks/reconstruction.py --checkpoint resnet20-12fca82f.th --data folder:cifar10-jpeg \
-        --tiny-checkpoint resnet18-tiny-imagenet.pt --tiny folder:tiny-imagenet-200 [--vgg FILE] [--tuned FILE] \
+        --tiny-checkpoint resnet18-tiny-imagenet.pt --tiny folder:tiny-imagenet-200 [--tuned FILE] \
         [--lite0 efficientnet-lite0-57934424.pth --imagenet folder:imagenet-sample-1000] --minutes 60 [--only cuts]
 
-Networks: ResNet-20 on CIFAR-10 (JPEG); ResNet-18 on Tiny ImageNet, 64 pixels; a VGG-16 of a quarter of the widths on CIFAR-10
-(JPEG), trained here unless --vgg gives what this makes (20,000 images, 14 minutes on one thread):
-
-    slimrank train --model vgg16-cifar --model-arg "widths=[16,16,32,32,64,64,64,128,128,128,128,128,128,128,128]" \
-        --data folder:cifar10-jpeg --validation test:0.2 --limit 20000 --epochs 25 --lr 0.1 -o vgg-quarter.safetensors
-
-and `tuned`: ResNet-20 after eight epochs on these pixels (lr 0.05, all training images; 14 minutes on two threads), unless
---tuned gives it: the one that CAR is asked about, since two epochs from its cut are the best that was had without repair.
+Networks: ResNet-20 on CIFAR-10 (JPEG); ResNet-18 on Tiny ImageNet, 64 pixels; and `tuned`: ResNet-20 after eight epochs on these
+pixels (lr 0.05, all training images; 14 minutes on two threads), unless --tuned gives it: the one that CAR is asked about, since
+two epochs from its cut are the best that was had without repair.
 
 cuts: 1.33x, 2x and 3x fewer MACs, no alignment, by every ranker, scope global as well where scores are comparable; ResNet-18
 aligned first. Rivals first: torch-pruning alone; as cut; BatchNorm recalibrated; every layer's mean output set right, front
@@ -53,7 +48,7 @@ from slimrank.compress.pruning.select import runtime_block, select
 from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.scores import FilterScores
-from slimrank.compress.stages.finetune import finetune, fresh
+from slimrank.compress.stages.finetune import finetune
 from slimrank.compress.training.loop import bf16, train
 from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import Recipe
@@ -70,8 +65,7 @@ WAYS = ["fpgm", "reconstruct", *RANDOM, "l1", "influential", "switch"]
 OF_TUNED = ["fpgm", "car", "car greedy", "reconstruct", *RANDOM]
 STEPS = ("as cut", "recalibrated", "bias corrected", "reconstructed")
 PARTS = ("cuts", "latency", "images", "time", "lite0", "epochs", "question")
-NETWORKS = ("resnet20", "vgg", "tuned", "resnet18")
-VGG = (16, 16, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 128, 128, 128)
+NETWORKS = ("resnet20", "tuned", "resnet18")
 CALIBRATE = 2000  # images for recalibration and bias correction
 REPAIR = {"resnet18": 4000}  # images for reconstruction; 2,000 for the others
 RANK = {"switch": 2000, "reconstruct": 2000, "car": 500}  # images; 10,000 for the others
@@ -207,16 +201,6 @@ class Bench:
         return {**self.measured(made), "seconds": round(training.seconds)}
 
 
-def vgg(args: Namespace) -> Checkpoint:
-    """The given VGG, or the one that was trained here before, or that is trained now."""
-    kept = args.vgg or RESULTS / "reconstruction_vgg.safetensors"
-    if not kept.exists():
-        data = open_data(args.data, Preprocessing.default(3, 32), validation="test:0.2", limit=20_000)
-        blank = fresh("vgg16-cifar", {"widths": VGG}, data.classes, 3, None, 0)
-        save(finetune(blank, data, Recipe(25, 0.1), step="train").checkpoint, kept)
-    return load(kept)
-
-
 def tuned(args: Namespace) -> Checkpoint:
     """ResNet-20 after eight epochs on the pixels of CIFAR-10 (JPEG), as prune_accuracy.py trains it; trained now if need be."""
     kept = args.tuned or RESULTS / "reconstruction_tuned.safetensors"
@@ -232,7 +216,6 @@ def bench(args: Namespace, name: str, rows: Rows) -> Bench:
         "resnet20": lambda: load(args.checkpoint, model="resnet20-cifar"),
         "resnet18": lambda: load(args.tiny_checkpoint, model="resnet18", size=64),
         "tuned": lambda: tuned(args),
-        "vgg": lambda: vgg(args),
     }[name]()
     data = open_data(args.tiny if name == "resnet18" else args.data, checkpoint.preprocessing, validation="test:0.2")
     return Bench(name, checkpoint, data, rows)
@@ -356,7 +339,7 @@ def question(rows: Rows) -> None:
 
 def main() -> None:
     parser = two_networks(__doc__)
-    for name in ("vgg", "tuned", "lite0"):
+    for name in ("tuned", "lite0"):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE")
     parser.add_argument("--imagenet", metavar="SPEC", help="the sample of ImageNet's images that lite0 is judged on")
     parser.add_argument("--only", choices=PARTS, help="part of it")

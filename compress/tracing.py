@@ -1,4 +1,4 @@
-"""Trace which channels of a network belong together, without reading a checkpoint: `channel_map(model, example)`."""
+"""Where 0.7 had the trace of a network's channels: `channel_map(model, example)`, no checkpoint read."""
 
 from .channels.tracing import channel_map
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import slimrank
+from slimrank.errors import SlimrankError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,3 +71,15 @@ def test_a_layer_may_be_named_without_a_list(trained):
     assert list(slimrank.rank(checkpoint, "l1", layers="conv1").scores) == ["conv1"]
     kept = slimrank.prune(checkpoint, None, slimrank.PruneOptions(cut=slimrank.Cut(macs=0.6, protect="conv1", align=1)))
     assert "conv1" not in kept.keep
+
+
+def test_scripts_written_for_0_7_find_what_they_import(trained):
+    from slimrank.compress.checkpoint import load
+    from slimrank.compress.models import build
+    from slimrank.compress.tracing import channel_map
+
+    given = load(trained)
+    assert type(build("lenet5")) is type(given.model)
+    assert channel_map(given.model, given.example()).classifier == "fc3"
+    with pytest.raises(SlimrankError, match="leave out `model`"):
+        load(trained, name="resnet18")
