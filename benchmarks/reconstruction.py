@@ -4,9 +4,9 @@
         --tiny-checkpoint resnet18-tiny-imagenet.pt --tiny folder:tiny-imagenet-200 [--tuned FILE] \
         [--lite0 efficientnet-lite0-57934424.pth --imagenet folder:imagenet-sample-1000] --minutes 60 [--only cuts]
 
-Networks: ResNet-20 on CIFAR-10 (JPEG); ResNet-18 on Tiny ImageNet, 64 pixels; and `tuned`: ResNet-20 after eight epochs on these
-pixels (lr 0.05, all training images; 14 minutes on two threads), unless --tuned gives it: the one that CAR is asked about, since
-two epochs from its cut are the best that was had without repair.
+Networks: ResNet-20 on CIFAR-10 (JPEG); ResNet-18 on Tiny ImageNet, 64 pixels; and `tuned`: ResNet-20 after eight epochs on
+these pixels (lr 0.05, all training images; 14 minutes on two threads), unless --tuned gives it: the one that CAR is asked
+about, since two epochs from its cut are the best that was had without repair.
 
 cuts: 1.33x, 2x and 3x fewer MACs, no alignment, by every ranker, scope global as well where scores are comparable; ResNet-18
 aligned first. Rivals first: torch-pruning alone; as cut; BatchNorm recalibrated; every layer's mean output set right, front
