@@ -308,6 +308,11 @@ def part(out: Path) -> Path:
     return out.with_name(f"{out.name}.part")
 
 
+def kept(out: Path) -> bool:
+    """Whether a run that was stopped has left something to go on from."""
+    return part(out).exists() or (out / "state.json").exists()
+
+
 def say(line: str) -> None:
     print(flagged(line, FLAGS), file=sys.stderr, flush=True)
 
@@ -366,7 +371,7 @@ def run(args: argparse.Namespace) -> int:
     except BaseException as error:
         if args.debug and isinstance(error, Exception):
             raise
-        line, status = ending(error, f"slimrank {args.verb}" if args.verb in RESUMED else "")
+        line, status = ending(error, f"slimrank {args.verb}" if args.verb in RESUMED and kept(args.out) else "")
         if line:
             say(line)
         return status
