@@ -334,3 +334,11 @@ def test_a_program_of_torch_export_is_named(tmp_path):
     torch.export.save(torch.export.export(Small().eval(), (torch.ones(1, 3, 16, 16),)), tmp_path / "program.pt2")
     with pytest.raises(SlimrankError, match=r"torch\.export"):
         load(tmp_path / "program.pt2", model=SMALL)
+
+
+def test_a_file_that_holds_itself_is_read_to_its_end(tmp_path):
+    nest: dict = {}
+    nest["state_dict"], nest["again"] = nest, [nest, {"more": nest}]
+    torch.save(nest, tmp_path / "cycle.pt")
+    with pytest.raises(SlimrankError, match="holds no state_dict"):
+        load(tmp_path / "cycle.pt", model="lenet5")

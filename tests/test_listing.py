@@ -129,3 +129,13 @@ def test_a_class_of_other_files_alone(root):
     (root / "test" / "cow" / "1.heic").write_bytes(b"?")
     with pytest.raises(SlimrankError, match=r"no pictures in the folder cow \(1 \.heic\)"):
         open_data(f"folder:{root}", RGB, validation="test:0.1")
+
+
+def test_a_class_folder_whose_name_is_not_utf8_is_said_at_once(tmp_path):
+    for split in ("train", "test"):
+        for name in (b"ant", b"caf\xe9"):
+            folder = os.path.join(os.fsencode(tmp_path), split.encode(), name)
+            os.makedirs(folder)
+            Image.new("L", (8, 8)).save(os.fsdecode(os.path.join(folder, b"0.png")))
+    with pytest.raises(SlimrankError, match=r"class folder caf\\udce9 is not UTF-8; rename it"):
+        open_data(f"folder:{tmp_path}", Preprocessing.default(1, 8))

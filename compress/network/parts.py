@@ -16,6 +16,7 @@ from .state import Shape, State, extra, fits, optional
 
 Tree = dict[str, Any]  # of trees and tensors; a network's, of trees and keys
 
+DEPTH = 50  # of nesting; no file that holds a network comes near
 AVERAGED = re.compile("ema|avg|average|swa|teacher|momentum", re.IGNORECASE)  # of equals the plain weights go first
 
 
@@ -39,15 +40,21 @@ class Part:
     beside: tuple[str, ...] = ()
 
 
-def tree(value: Any) -> Tree:
-    """Read mappings, lists and modules as a tree of tensors; what holds no tensor is left out."""
+def tree(value: Any, above: tuple[int, ...] = ()) -> Tree:
+    """Read mappings, lists and modules as a tree of tensors; what holds no tensor, and what holds itself, is left out.
+
+    `above`: the objects that hold this one, by id.
+    """
+    if id(value) in above or len(above) > DEPTH:
+        return {}
+    above = (*above, id(value))
     if isinstance(value, nn.Module):
         value = value.state_dict()
     if isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
     found = Nest()
     for key, inner in value.items() if isinstance(value, Mapping) else ():
-        grown = inner if isinstance(inner, Tensor) else tree(inner)
+        grown = inner if isinstance(inner, Tensor) else tree(inner, above)
         if isinstance(grown, Tensor) or grown:
             _plant(found, str(key), grown)
     return found

@@ -38,6 +38,10 @@ def open_folder(root: Path, preprocessing: Preprocessing) -> tuple[list[str], di
         splits[roles[key]] = Images(
             [path for paths in pictures.values() for path in paths], torch.tensor(labels), preprocessing
         )
+    for name in classes:
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise SlimrankError(f"{root}: the name of the class folder {shown} is not UTF-8; rename it")
     listing.tell(f"folder:{root}")
     return classes, splits
 
