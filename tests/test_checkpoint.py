@@ -260,3 +260,22 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         save(made, tmp_path / "half.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("resnet18", "weights"),
+        ("resnet18", "pretrained"),
+        ("resnet50", "weights_backbone"),
+        ("timm/resnet10t", "checkpoint_path"),
+    ],
+)
+def test_no_argument_makes_a_constructor_fetch_weights(name, argument):
+    """Neither a slim file's header nor --model-arg goes to the network, or to a file, for weights."""
+    with pytest.raises(SlimrankError, match=f"{argument} would fetch weights"):
+        zoo.build(name, {argument: "DEFAULT"}, trusted=False)
+
+
+def test_an_argument_that_fetches_nothing_is_taken():
+    assert zoo.build("googlenet", {"init_weights": True, "num_classes": 10}).fc.out_features == 10

@@ -36,13 +36,21 @@ def names() -> list[str]:
     return [*OWN, *(n for n in theirs if not n.startswith(TRANSFORMERS))]
 
 
+FETCH = ("weights", "pretrained", "checkpoint", "url")  # in the names of arguments that make a constructor read or download
+
+
 def build(name: str, arguments: dict[str, Any] | None = None, *, trusted: bool = True) -> nn.Module:
     """Build a fresh network. `trusted` is False for names read from a file: those never name code to import.
 
     Raises SlimrankError for unknown names (with the near ones) and arguments that the constructor refuses.
     """
-    constructor = _constructor(name, trusted)
     arguments = dict(arguments or {})
+    fetching = [
+        key for key, value in arguments.items() if value and any(word in key for word in FETCH) and key != "init_weights"
+    ]
+    if fetching and ":" not in name:
+        raise SlimrankError(f"model {name}: {fetching[0]} would fetch weights, and they come from the checkpoint; leave it out")
+    constructor = _constructor(name, trusted)
     try:
         model = constructor(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:
