@@ -11,7 +11,7 @@ from slimrank.compress.pruning.select import uniform
 from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.stages.measure import decided
 from slimrank.compress.stages.options import PruneOptions
-from slimrank.compress.stages.repair import AS_CUT, RECALIBRATED, RECONSTRUCTED, figures, held_out, logit_error, repair
+from slimrank.compress.stages.repair import AS_CUT, RECALIBRATED, RECONSTRUCTED, figures, held_out, logit_errors, repair
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import Preprocessing, open_data
 
@@ -69,7 +69,7 @@ def test_the_way_with_the_least_error_on_held_out_images_is_taken(data, model, s
     found = repaired(model, data, share=share)
     assert list(found.ways) == ways
     images = held_out(data.split("train").sample(FEW.calibration_images, FEW.seed))
-    errors = {way: logit_error(model, other, images) for way, other in found.ways.items()}
+    errors = logit_errors(model, found.ways, images)
     assert found.taken == min(errors, key=lambda way: errors[way]) == taken
 
 
@@ -117,8 +117,10 @@ def test_the_error_of_logits_does_not_count_what_all_classes_share(data):
             return self.inner(x) + x.mean((1, 2, 3))[:, None]
 
     model = network()
-    assert logit_error(model, Shifted(model), data.split("train")) < 1e-9
-    assert logit_error(model, nn.Sequential(model, nn.Softmax(1)), data.split("train")) > 0.1
+    ways = {"shifted": Shifted(model), "other": nn.Sequential(model, nn.Softmax(1))}
+    errors = logit_errors(model, ways, data.split("train"))
+    assert errors["shifted"] < 1e-9
+    assert errors["other"] > 0.1
 
 
 def test_figures_tell_every_way_and_the_words_end_at_the_one_taken(data):

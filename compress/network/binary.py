@@ -60,6 +60,6 @@ def _outputs(model: nn.Module, images: Tensor) -> Tensor | None:
     try:
         with torch.inference_mode():
             out = model.eval()(images)
-    except Exception:
+    except Exception:  # a user's forward() raises whatever it likes
         return None
     return out if isinstance(out, Tensor) else None

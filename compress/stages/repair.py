@@ -107,7 +107,7 @@ def repair(
         notes += [done.note] if done.note else []
     taken = list(ways)[-1]
     if not (options.recalibrate or options.reconstruct) and len(ways) > 1:
-        errors = {way: logit_error(dense, model, held_out(images), options.device) for way, model in ways.items()}
+        errors = logit_errors(dense, ways, held_out(images), options.device)
         usual, taken = taken, min(errors, key=lambda way: errors[way])
         if taken != usual:
             notes.append(
@@ -131,11 +131,12 @@ def held_out(images: Images) -> Images:
     return images.subset(torch.arange(0, len(images), HELD_OUT))
 
 
-def logit_error(dense: nn.Module, smaller: nn.Module, images: Images, device: str = "cpu") -> float:
-    """Squared error of the logits, as a share of their squares; what is common to all classes of an image does not count in
-    either, since it decides nothing."""
-    wanted, found = (_centred(model, images, device) for model in (dense, smaller))
-    return float((found - wanted).square().sum() / wanted.square().sum().clamp(min=1e-30))
+def logit_errors(dense: nn.Module, ways: dict[str, nn.Module], images: Images, device: str = "cpu") -> dict[str, float]:
+    """Squared error of each way's logits, as a share of the dense network's squares; what is common to all classes of an image
+    does not count in either, since it decides nothing."""
+    wanted = _centred(dense, images, device)
+    scale = wanted.square().sum().clamp(min=1e-30)
+    return {way: float((_centred(model, images, device) - wanted).square().sum() / scale) for way, model in ways.items()}
 
 
 def _centred(model: nn.Module, images: Images, device: str) -> Tensor:

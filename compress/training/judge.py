@@ -20,8 +20,8 @@ class Judge:
         self.keep_best, self.device = keep_best, device
         self.expected: Tensor | None = None
         if self.images is not None:
-            taught = teacher is not None and not self.images.labelled
-            self.expected = self._decisions(teacher) if taught and teacher is not None else self.images.labels
+            asked = None if self.images.labelled else teacher
+            self.expected = self.images.labels if asked is None else self._decisions(asked)
         self.tops: list[float] = []
         self.start_top1: float | None = None
         self.best: dict[str, Tensor] = {}
