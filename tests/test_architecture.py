@@ -1,4 +1,4 @@
-"""Who may import whom: cli, benchmarks -> compress -> export -> evaluate, and inside compress floor by floor. Never back."""
+"""Who may import whom: cli -> verbs, benchmarks -> compress -> export -> evaluate, and inside compress floor by floor. Never back."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HOUSE = ("evaluate", "export", "compress")
+HOUSE = ("evaluate", "export", "compress", "verbs")
 FLOORS = (
     "network", "channels", "layerwise", "coalitions", "rankers", "pruning", "training", "head", "explain", "stages", "pipeline",
     "demo",

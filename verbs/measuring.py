@@ -1,0 +1,122 @@
+"""Verbs that look at what is there: accuracy, scores, features, latency."""
+
+import argparse
+
+from ..compress.explain.options import ExplainOptions
+from ..compress.head.options import FinalLayerOptions
+from ..compress.network.reading import Reading
+from ..compress.rankers import RANKERS
+from ..compress.stages.options import InspectOptions
+from ..evaluate.imagespec import ImageSpec
+from ..files import output
+from ..option import options
+from .given import Result, asked, given, perhaps, spec_of
+
+RANKER_OPTIONS = {
+    name: one for record in reversed(RANKERS.values()) if record.options for name, one in options(record.options).items()
+}  # fmt: skip
+
+
+def inspect(args: argparse.Namespace) -> Result:
+    """layers, filter groups, what can be pruned, what not and why"""
+    from ..compress.stages.inspect import inspect
+
+    found = inspect(asked(Reading(), args).load(args.checkpoint), asked(InspectOptions(), args))
+    return found.to_dict(), str(found)
+
+
+def evaluate(args: argparse.Namespace) -> Result:
+    """accuracy of a checkpoint or an .onnx file on the test split"""
+    from ..compress.stages.evaluate import evaluate, evaluate_onnx
+
+    if args.checkpoint.suffix == ".onnx":
+        seen = asked(ImageSpec(), args)
+        found = evaluate_onnx(args.checkpoint, spec_of(args), split=args.split, provider=args.providers[0], images=seen)
+    else:
+        checkpoint, data = given(args)
+        found = evaluate(checkpoint, data, split=args.split, device=args.device)
+    return found.to_dict(), str(found)
+
+
+def rank(args: argparse.Namespace) -> Result:
+    """score every filter; writes a scores file and a bar chart"""
+    from ..compress.stages.rank import rank
+    from ..evaluate.pages.plots import bars
+    from ..files import ready, write_text
+
+    chart = args.out.with_suffix(".svg")
+    output(args.out, ".json")
+    ready(chart)
+    own = {name: value for name in RANKER_OPTIONS if (value := getattr(args, name)) is not None and value is not False}
+    checkpoint, data = perhaps(args)
+    layers = None if args.layer is None else list(args.layer)
+    scores = rank(checkpoint, args.ranker, data, layers=layers, seed=args.seed, device=args.device, **own)
+    scores.save(args.out)
+    write_text(chart, bars(scores.scores))
+    return {**scores.to_dict(), "out": str(args.out), "chart": str(chart)}, f"{scores}\nwritten: {args.out}, {chart}"
+
+
+def compare_ranks(args: argparse.Namespace) -> Result:
+    """two scores files: rank correlation and overlap of the top, layer by layer"""
+    from ..compress.rankers.compare import compare_files
+
+    if args.out:
+        output(args.out, ".svg")
+    first, second = args.scores
+    found = compare_files(first, second, args.out, args.top)
+    return found.to_dict(), f"{found}" + (f"\nwritten: {args.out}" if args.out else "")
+
+
+def sensitivity(args: argparse.Namespace) -> Result:
+    """accuracy of every layer against its own ratio, before fine-tuning; a scores file for --scope global, and a figure"""
+    from ..compress.rankers.sensitivity import sensitivity_table
+    from ..compress.stages.rank import measured_sensitivity
+    from ..evaluate.pages.plots import curves
+    from ..files import ready, write_text
+
+    chart = args.out.with_suffix(".svg")
+    output(args.out, ".json")
+    ready(chart)
+    checkpoint, data = given(args)
+    layers = None if args.layer is None else list(args.layer)
+    scores = measured_sensitivity(
+        checkpoint, data, ranker=args.ranker, error=args.error, layers=layers, seed=args.seed, device=args.device
+    )
+    scores.save(args.out)
+    write_text(chart, curves(scores.error or {}, "error") if args.error else curves(scores.sensitivity or {}, "top-1"))
+    return {
+        **scores.to_dict(),
+        "out": str(args.out),
+        "chart": str(chart),
+    }, f"{sensitivity_table(scores)}\nwritten: {args.out}, {chart}"
+
+
+def explain(args: argparse.Namespace) -> Result:
+    """which features each class lives on, what filters answer to, and the concepts that they detect"""
+    from ..compress.explain.explain import explain
+    from ..compress.explain.explanation import check_out
+
+    check_out(args.out)
+    checkpoint, data = given(args)
+    found = explain(checkpoint, data, asked(ExplainOptions(), args), args.say)
+    written = found.save(args.out)
+    return {**found.to_dict(), "out": str(args.out)}, f"{found}\nwritten: {', '.join(map(str, written))}"
+
+
+def bench(args: argparse.Namespace) -> Result:
+    """latency of .onnx files in ONNX Runtime, in one interleaved run"""
+    from ..evaluate.latency import compare
+
+    unique = len({path.name for path in args.models}) == len(args.models)
+    names = {path.name if unique else str(path): path for path in args.models}
+    found = compare(names, providers=args.providers, batches=args.batch, threads=args.threads, seconds=args.seconds)
+    return found.to_dict(), str(found)
+
+
+def bench_head(args: argparse.Namespace) -> Result:
+    """latency of the final layer alone: dense against class-specific subspaces"""
+    from ..compress.head.bench import bench_final_layer
+
+    checkpoint = asked(Reading(), args).load(args.checkpoint) if args.checkpoint else None
+    found = bench_final_layer(checkpoint, asked(FinalLayerOptions(), args), seed=args.seed)
+    return found.to_dict(), str(found)
