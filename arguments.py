@@ -46,10 +46,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; `{self.prog} --help` lists what it takes\n")
 
 
-def parser(verbs: Mapping[str, Verb], common: tuple[type, ...]) -> Parser:
+def parser(verbs: Mapping[str, Verb], common: tuple[type, ...], *, given_only: bool = False) -> Parser:
     """The parser of every verb; its namespaces hold options by their fields' names, and the verb's name under `verb`.
 
-    `common`: options that every verb takes.
+    `common`: options that every verb takes. `given_only`: namespaces hold what was given, and no defaults.
     """
     top = Parser(prog="slimrank", description="Rank, cut, specialise, export and time CNN classifiers.")
     top.add_argument("--version", action="version", version=f"slimrank {__version__}")
@@ -57,7 +57,7 @@ def parser(verbs: Mapping[str, Verb], common: tuple[type, ...]) -> Parser:
     for name, verb in verbs.items():
         target = each.add_parser(name, help=verb.run.__doc__, description=verb.run.__doc__)
         for option_name, one in _every(verb, common).items():
-            _add(target, option_name, one)
+            _add(target, option_name, one, given_only)
         if verb.reads or verb.may_read:
             optional: dict[str, Any] = {"nargs": "?"} if verb.may_read else {}
             target.add_argument("checkpoint", type=Path, help=verb.reads or verb.may_read, **optional)
@@ -89,7 +89,7 @@ def _flags(name: str, one: Option) -> tuple[str, ...]:
     return (flag,) if isinstance(flag, str) else tuple(flag)
 
 
-def _add(target: argparse.ArgumentParser, name: str, one: Option) -> None:
+def _add(target: argparse.ArgumentParser, name: str, one: Option, given_only: bool) -> None:
     said = one.field.metadata["option"]
     hint = get_type_hints(one.owner)[one.field.name]
     default = None if one.default is MISSING else one.default
@@ -101,7 +101,7 @@ def _add(target: argparse.ArgumentParser, name: str, one: Option) -> None:
         several: dict[str, Any] = {} if count is True else {"nargs": int(count) if count.isdigit() else count}
         target.add_argument(name, type=_reader(hint, said), metavar=said["metavar"], **several, **words)
         return
-    words |= {"dest": name, "default": default, "required": one.default is MISSING}
+    words |= {"dest": name, "default": argparse.SUPPRESS if given_only else default, "required": one.default is MISSING}
     kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
     if bool in kinds:
         words.pop("required")
@@ -110,8 +110,10 @@ def _add(target: argparse.ArgumentParser, name: str, one: Option) -> None:
         return
     words |= {"type": _reader(hint, said), "metavar": said["metavar"], "choices": said["choices"]}
     if said["repeat"]:
-        words |= {"action": "append", "default": list(default) if default is not None else None}
+        words |= {"action": "append"}
         words.pop("choices")
+        if default is not None and not given_only:
+            words["default"] = list(default)
     target.add_argument(*_flags(name, one), **words)
 
 

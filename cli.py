@@ -11,6 +11,7 @@ from slimrank.compress.head.options import FinalLayerOptions, HeadOptions
 from slimrank.compress.network.reading import Reading
 from slimrank.compress.options import CompressOptions
 from slimrank.compress.rankers import RANKERS
+from slimrank.compress.recipes.recipe import RecipeOption, read_recipe, with_words
 from slimrank.compress.stages.options import (
     BenchOptions,
     Common,
@@ -71,7 +72,8 @@ VERBS = {
     "bench": Verb(measuring.bench, (BenchOptions,)),
     "bench-head": Verb(measuring.bench_head, (Reading, FinalLayerOptions), may_read="take the final layer of this checkpoint"),
     "compress": Verb(
-        making.compress, (Reading, DataSpec, CompressOptions), unasked=DATA, reads="checkpoint", writes="folder for the results"
+        making.compress, (Reading, DataSpec, CompressOptions, RecipeOption), unasked=DATA, reads="checkpoint",
+        writes="folder for the results",
     ),
 }  # fmt: skip
 COMMON = (Common,)
@@ -82,13 +84,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit status: 0 done, 1 an error in one line on stderr, 2 usage."""
     args = parser(VERBS, COMMON).parse_args(argv)
     args.say = say
+    args.words = vars(parser(VERBS, COMMON, given_only=True).parse_args(argv)) if recipe_of(args) is not None else {}
     with warnings_to(say):
         return run(args)
+
+
+def recipe_of(args: argparse.Namespace) -> str | None:
+    return getattr(args, "recipe", None)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb that was parsed; the exit status."""
     try:
+        if (word := recipe_of(args)) is not None:
+            vars(args).update(with_words(vars(args), read_recipe(word), args.words))
         asked(Common(), args).check()
         result, text = VERBS[args.verb].run(args)
     except BaseException as error:

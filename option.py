@@ -18,28 +18,36 @@ def option(
     choices: tuple[str, ...] | None = None,
     repeat: bool = False,
     positional: bool | str = False,
+    table: str | None = None,
 ) -> Any:
     """Declare a dataclass field that the command line offers as well.
 
     `help`: what `--help` says; "{default}" in it becomes the verb's default. `flag`: only where it is not the field's
     name with dashes. `read`: text to value, only where the annotation does not tell (int, float, str, bool, tuples of
     these as comma-separated lists, each or None). `repeat`: the flag may be given again and again and fills a tuple.
-    `positional`: no flag; a text says how many ("+", "2").
+    `positional`: no flag; a text says how many ("+", "2"). `table`: where it stands in a recipe (`tables`).
     """
     described = {
         "help": help, "flag": flag, "read": read, "metavar": metavar, "choices": choices, "repeat": repeat,
-        "positional": positional,
+        "positional": positional, "table": table,
     }  # fmt: skip
     return field(default=default, metadata={"option": described})
 
 
-def nested(default: Any, *, only: tuple[str, ...] = (), without: tuple[str, ...] = (), unasked: bool = False) -> Any:
+def nested(
+    default: Any,
+    *,
+    only: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    unasked: bool = False,
+    table: str | None = None,
+) -> Any:
     """Declare a field that is itself a dataclass of options; its default says the defaults.
 
     `only` or `without` choose which of its options are offered here. `unasked`: the parser's default of each is None, and
-    where none is given the field is None, so that its owner can tell.
+    where none is given the field is None, so that its owner can tell. `table`: where they stand in a recipe (`tables`).
     """
-    described = {"only": only, "without": without, "unasked": unasked, "default": default}
+    described = {"only": only, "without": without, "unasked": unasked, "default": default, "table": table}
     return field(default=None if unasked else default, metadata={"nested": described})
 
 
@@ -76,6 +84,29 @@ def options(tree: Any) -> dict[str, Option]:
                 if _offered(one, name):
                     found.setdefault(name, inner.unasked() if one.metadata["nested"]["unasked"] else inner)
     return found
+
+
+def tables(tree: Any) -> dict[str, dict[str, Option]]:
+    """The options of a tree by the table that each stands in where they are written down, "" being the top.
+
+    A nested dataclass's own stand in its `table`, or where its owner's do; an option's own `table` goes before.
+    """
+    found: dict[str, dict[str, Option]] = {"": {}}
+    for name, one in options(tree).items():
+        found.setdefault(_table(tree, name), {})[name] = one
+    return found
+
+
+def _table(tree: Any, name: str) -> str:
+    """The table of an option that a tree has, empty where nothing says one."""
+    owner = tree if isinstance(tree, type) else type(tree)
+    for one in fields(owner):
+        if "option" in one.metadata and one.name == name:
+            return str(one.metadata["option"]["table"] or "")
+    for one in fields(owner):
+        if "nested" in one.metadata and _offered(one, name) and name in options(inner := _inside(tree, one)):
+            return _table(inner, name) or str(one.metadata["nested"]["table"] or "")
+    raise KeyError(name)
 
 
 def built(tree: Any, given: Mapping[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """What one `compress` run is asked for: the stages' own options, checked before anything is read. Free of torch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import SlimrankError, near
@@ -16,6 +16,7 @@ from .training.recipe import Recipe
 HEADS = ("auto", "linear", "gather", "tiled", "int8")
 HALF = Cut(macs=0.5)
 TUNING = Recipe(epochs=5, lr=0.02)
+TRAINING = tuple(one.name for one in fields(Recipe))  # said once, for all that is trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +29,16 @@ class CompressOptions:
     """
 
     data: DataSpec | None = None
-    pruning: PruneOptions = nested(PruneOptions(), without=("epochs", "batch", "threads", "providers"))
-    training: Recipe = nested(TUNING, without=("teacher_share", "epochs"))
-    epochs: int | None = option(None, f"passes over the training images (default {TUNING.epochs}; 0 without labels)")
-    subspaces: HeadOptions = nested(HeadOptions(), only=("select", "fit", "k1", "k2", "rescore"))
-    timing: Timing = nested(Timing())
-    head: str = option("auto", "auto (default: subspaces where they are faster), linear, gather, tiled, int8")
+    pruning: PruneOptions = nested(PruneOptions(), without=("batch", "threads", "providers", *TRAINING), table="prune")
+    training: Recipe = nested(TUNING, without=("teacher_share", "epochs"), table="finetune")
+    epochs: int | None = option(
+        None, f"passes over the training images (default {TUNING.epochs}; 0 without labels)", table="finetune"
+    )
+    subspaces: HeadOptions = nested(HeadOptions(), only=("select", "fit", "k1", "k2", "rescore"), table="specialize")
+    timing: Timing = nested(Timing(), table="timing")
+    head: str = option(
+        "auto", "auto (default: subspaces where they are faster), linear, gather, tiled, int8", table="specialize"
+    )
     rivals: bool = option(False, "also train the dense model and a random cut equally long")
     seed: int = option(0)
     device: str = option("cpu")
@@ -102,6 +107,6 @@ class CompressOptions:
         """Every option by name, as the report holds it."""
         spec = flat(self.data) if self.data else {**flat(DataSpec), "data": None}
         return {
-            **spec, **flat(self), "ranker": self.pruning.ranker or DEFAULT, "epochs": self.finetuning.epochs,
-            "scratch_epochs": self.scratch_epochs,
+            **spec, **flat(self), "ranker": self.pruning.ranker or DEFAULT, "macs": self.cut.macs,
+            "epochs": self.finetuning.epochs, "scratch_epochs": self.scratch_epochs,
         }  # fmt: skip

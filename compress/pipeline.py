@@ -33,6 +33,7 @@ from .options import CompressOptions
 from .pruning.budget import plan
 from .pruning.select import guarded
 from .rankers.scores import FilterScores
+from .recipes.recipe import RECIPE, written_recipe
 from .rows import ROWS, BaselineRow, BenchRow, ExportRow, FinetuneRow, PruneRow, RankRow, RivalsRow, Row, SpecializeRow
 from .stages.export import export, onnx_metadata
 from .stages.finetune import finetune
@@ -48,12 +49,16 @@ R = TypeVar("R", bound=Row)
 
 @dataclass
 class Run:
-    """One `compress` on its way. Artefacts lie in DIR/stages, rows in DIR/state.json (folder.py)."""
+    """One `compress` on its way. Artefacts lie in DIR/stages, rows in DIR/state.json (folder.py).
+
+    `recipe`: the text of DIR/recipe.toml, which repeats it.
+    """
 
     given: Checkpoint
     data: Data | None
     options: CompressOptions
     folder: Folder
+    recipe: str
     say: Callable[[str], None] = lambda line: None
 
     @property
@@ -132,6 +137,7 @@ class Run:
         report = self.report()
         write_json(self.out / "report.json", report)
         write_text(self.out / "report.html", report_page(report))
+        write_text(self.out / RECIPE, self.recipe)
         return report
 
     def report(self) -> dict[str, Any]:
@@ -184,7 +190,8 @@ def start(path: str | Path, out: str | Path, options: CompressOptions, **reading
     checkpoint.outputs()
     _check_reach(checkpoint, options)
     fingerprint = "" if data is None else data.fingerprint
-    return Run(checkpoint, data, options, Folder.open(out, asked, fingerprint, tuple(STAGES), path))
+    folder = Folder.open(out, asked, fingerprint, tuple(STAGES), path)
+    return Run(checkpoint, data, options, folder, written_recipe(path, options, reading))
 
 
 def _check_reach(checkpoint: Checkpoint, options: CompressOptions) -> None:

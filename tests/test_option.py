@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from slimrank.arguments import Verb, flags, parser
-from slimrank.option import built, flat, nested, option, options
+from slimrank.option import built, flat, nested, option, options, tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,19 @@ def test_built_puts_each_value_where_it_belongs():
     tree = built(Tree(), {"batch": (2,), "seed": 9, "protect": ["a", "b"], "unknown": 1})
     assert tree == Tree(clock=Clock(batch=(2,)), silent=Clock(batch=(2,)), protect=("a", "b"), seed=9)
     assert built(Tree(), {"batch": None}).silent is None  # nothing of it was given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    tree: Tree = nested(Tree(), without=("deep",), table="grow")
+    clock: Clock = nested(Clock(), only=("batch",))
+    deep: bool = option(True, table="root")
+    seed: int = option(3)
+
+
+def test_tables_say_where_an_option_is_written_down():
+    found = {table: set(known) for table, known in tables(Written()).items()}
+    assert found == {"": {"seed"}, "root": {"deep"}, "grow": {"batch", "protect"}}
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from ..compress.training.recipe import Interpretable, Recipe
 from ..errors import SlimrankError
 from ..evaluate.dataspec import DataSpec
 from ..evaluate.imagespec import ImageSpec
-from ..files import output
+from ..files import output, unread
 from ..option import flat
-from .given import Result, asked, given, part, perhaps, spec_of
+from .given import Result, asked, given, kept, part, perhaps, spec_of
 
 if TYPE_CHECKING:
     from ..compress.pipeline import Run
@@ -135,7 +135,10 @@ def compress(args: argparse.Namespace) -> Result:
     from dataclasses import replace
 
     from ..compress.pipeline import start
+    from ..compress.recipes.recipe import RECIPE
 
+    if args.recipe and not kept(args.out):
+        unread(args.out / RECIPE, args.recipe)
     wanted = replace(asked(CompressOptions(), args), data=spec_of(args) if args.data is not None else None)
     return finish(start(args.checkpoint, args.out, wanted, **asked(Reading(), args).words), args.say)
 
