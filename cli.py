@@ -32,7 +32,7 @@ from slimrank.endings import ending, written_out
 from slimrank.errors import flagged, flagged_json, warnings_to
 from slimrank.evaluate.dataspec import DataSpec
 from slimrank.verbs import making, measuring
-from slimrank.verbs.given import asked, kept
+from slimrank.verbs.given import asked, kept, spec_of
 
 
 def say(line: str) -> None:
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     if result.get("validation_seen_in_training", False) is not False and args.verb != "compress":
         from slimrank.compress.network.checkpoint import SEEN
 
-        if args.validation.startswith("train"):
+        if args.validation.startswith("train") and spec_of(args).labelled:
             say(SEEN)
     return written_out(lambda: show(result, text, args.json), say)
 

@@ -92,16 +92,10 @@ class CompressOptions:
             raise SlimrankError("`select` gates is for specialize: compress moves the weights that gates were trained with")
         if not images and (self.rivals or self.head in ("gather", "tiled", "int8")):
             raise SlimrankError("`rivals` and `head` gather, tiled or int8 need images; add `data`")
-        if not labels:
-            self._check_unlabelled()
+        if not labels and self.rivals:
+            raise needs_labels("`rivals`")
         replace(self.finetuning, epochs=self.finetuning.epochs or 1).check()
         return self
-
-    def _check_unlabelled(self) -> None:
-        if self.rivals:
-            raise needs_labels("`rivals`")
-        if self.head not in ("auto", "linear"):
-            raise needs_labels(f"`head` {self.head}")
 
     def to_dict(self) -> dict[str, Any]:
         """Every option by name, as the report holds it."""

@@ -297,7 +297,7 @@ def _rivals(run: Run) -> RivalsRow:
 def _specialize(run: Run) -> SpecializeRow:
     tuned, options = run.slim(run.at("finetuned.safetensors")), run.options
     head = tuned.model.get_submodule(channels_of(tuned).classifier)
-    why = "`head` linear" if options.head == "linear" else run.unlearnable
+    why = "`head` linear" if options.head == "linear" else "no data" if run.data is None else ""
     if not why and options.head == "auto" and not isinstance(head, nn.Linear):
         why = f"it is a {type(head).__name__}, and only a linear layer is told apart by class so far"
     if why:
@@ -311,14 +311,15 @@ def _specialize(run: Run) -> SpecializeRow:
     )  # fmt: skip
     special = specialize(tuned, run.data, asked, judge=run.data.split("validation"))
     save(special.checkpoint, run.out / "slim.safetensors")
+    measure = "top-1" if run.data.classes else "decisions"
     kind = "linear" if special.kept_dense_because else special.result.layout
     taken = f"{kind}; {special.result.note or 'asked for'}"
     if special.kept_dense_because:
         taken = f"dense classifier kept: {special.kept_dense_because}"
     elif kind == INT8:
-        taken = f"{taken}, {special.result.ratio:.1%} of its top-1"
+        taken = f"{taken}, {special.result.ratio:.1%} of its {measure}"
     shown = replace(special.report, indices=_original(run, special.report.indices))
-    says = f"{shown.k2} of {shown.features} features a class, {shown.ratio:.1%} of its top-1 on validation; {taken}"
+    says = f"{shown.k2} of {shown.features} features a class, {shown.ratio:.1%} of its {measure} on validation; {taken}"
     return SpecializeRow(head=kind, result=shown.to_dict(), says=says)
 
 

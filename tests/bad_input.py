@@ -165,7 +165,6 @@ FAILS = [
     ("specialize dense.safetensors --data digits --crops -1 -o out.safetensors", "--crops is -1"),
     ("explain dense.safetensors --data images:ten -o told", "needs labels"),
     ("compress dense.safetensors --data images:ten --rivals -o c", "--rivals needs labels"),
-    ("compress dense.safetensors --data images:ten --head tiled -o c", "--head tiled needs labels"),
     ("compress dense.safetensors --data images:ten --max-drop 0.1 -o c", "--max-drop needs labels"),
 ]
 USAGE = [

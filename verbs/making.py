@@ -90,7 +90,9 @@ def finetune(args: argparse.Namespace) -> Result:
     output(args.out, ".safetensors", args.checkpoint, args.teacher)
     teacher = None
     if args.teacher is not None:
-        own = args.teacher.suffix == ".safetensors"  # says itself how it sees images
+        own = args.teacher.suffix == ".safetensors"  # says itself what it is and how it sees images
+        if not (own or args.teacher_model or args.trust_pickle or args.teacher.is_dir()):
+            raise SlimrankError(f"`teacher` {args.teacher} does not say what network it is; add `teacher_model` NAME")
         seen = {} if own else {"trust_pickle": args.trust_pickle, **flat(asked(ImageSpec(), args))}
         teacher = load(args.teacher, model=args.teacher_model, **seen)
     checkpoint, data = given(args)

@@ -67,6 +67,6 @@ class Training:
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         measure = "top-1" if self.labelled else "agreement with the teacher"
         if self.best_epoch == 0:
-            tops += f", none above {self.start_top1:.4f} before it: the weights are left as they were"
+            tops += f", none above {self.start_top1:.4f} before it: the weights are left as they were; try a lower `lr`"
         early = f" (stopped early, {self.options.asked} asked for)" if self.options.asked > self.epochs else ""
         return f"{epochs}{early} of {self.images:,} images in {self.seconds:.0f} s; validation {measure} {tops}"
