@@ -21,6 +21,7 @@ from slimrank.compress.stages.options import (
     InspectOptions,
     PruneOptions,
     RankOptions,
+    ReportOptions,
     ScoresOption,
     SensitivityOptions,
     StartOption,
@@ -71,6 +72,9 @@ VERBS = {
     ),
     "bench": Verb(measuring.bench, (BenchOptions,)),
     "bench-head": Verb(measuring.bench_head, (Reading, FinalLayerOptions), may_read="take the final layer of this checkpoint"),
+    "report": Verb(
+        measuring.report, (ReportOptions,), writes="page to write (default: report.html)", default_out="report.html"
+    ),
     "compress": Verb(
         making.compress, (Reading, DataSpec, CompressOptions, RecipeOption), unasked=DATA, reads="checkpoint",
         writes="folder for the results",

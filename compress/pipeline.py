@@ -19,7 +19,9 @@ from ..errors import SlimrankError
 from ..evaluate.data import Data
 from ..evaluate.latency import compare
 from ..evaluate.macs import count
+from ..evaluate.pages.merged import Merged
 from ..evaluate.pages.report import report_page
+from ..evaluate.pages.run import run_of
 from ..export.to_onnx import export as to_onnx
 from ..export.to_onnx import size
 from ..files import write_json, write_text
@@ -136,7 +138,7 @@ class Run:
             say(f"{name:10} {self.done[name]['seconds']:7.1f} s  {row['says']}")
         report = self.report()
         write_json(self.out / "report.json", report)
-        write_text(self.out / "report.html", report_page(report))
+        write_text(self.out / "report.html", report_page(Merged([run_of(report)])))
         write_text(self.out / RECIPE, self.recipe)
         return report
 

@@ -2,11 +2,13 @@
 
 import argparse
 
+from .. import __version__
 from ..compress.explain.options import ExplainOptions
 from ..compress.head.options import FinalLayerOptions
 from ..compress.network.reading import Reading
 from ..compress.rankers import RANKERS
 from ..compress.stages.options import InspectOptions
+from ..errors import SlimrankWarning
 from ..evaluate.imagespec import ImageSpec
 from ..files import output
 from ..option import options
@@ -120,3 +122,21 @@ def bench_head(args: argparse.Namespace) -> Result:
     checkpoint = asked(Reading(), args).load(args.checkpoint) if args.checkpoint else None
     found = bench_final_layer(checkpoint, asked(FinalLayerOptions(), args), seed=args.seed)
     return found.to_dict(), str(found)
+
+
+def report(args: argparse.Namespace) -> Result:
+    """runs of `compress` side by side on one page: accuracy against latency, MACs and bytes"""
+    import warnings
+
+    from ..evaluate.pages.merged import Merged, read_runs
+    from ..evaluate.pages.report import report_page
+    from ..files import write_text
+
+    output(args.out, ".html")
+    merged = Merged(read_runs(args.runs))
+    for run in merged.runs:
+        if run.report.slimrank != __version__:
+            other = f"{run.name} is of slimrank {run.report.slimrank}, this is {__version__}; its figures are shown as they are"
+            warnings.warn(other, SlimrankWarning, stacklevel=2)
+    write_text(args.out, report_page(merged))
+    return {**merged.to_dict(), "out": str(args.out)}, f"{merged}\nwritten: {args.out}"

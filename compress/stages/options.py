@@ -168,6 +168,11 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    runs: tuple[Path, ...] = option((), "folders that `compress` wrote", positional="+", metavar="RUN")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Common:
     """What every verb takes. Seed and device are fields of what uses them, too; what they are is said here."""
 

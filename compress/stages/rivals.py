@@ -9,7 +9,7 @@ from torch import nn
 
 from ...evaluate.data import Data
 from ...evaluate.macs import count
-from ...export.to_onnx import export
+from ...export.to_onnx import export, size
 from ..channels import channels_of
 from ..network.checkpoint import Checkpoint
 from ..pruning.select import uniform
@@ -25,7 +25,9 @@ SCRATCH_LR = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """One simple way. `model`: its label in the latency table; `file`: its ONNX file there; `seconds`: of its training."""
+    """One simple way. `model`: its label in the latency table; `file`: its ONNX file there, of `bytes`; `seconds`: of its
+    training.
+    """
 
     name: str
     model: str
@@ -33,6 +35,7 @@ class Rival:
     macs: int
     seconds: float
     file: str
+    bytes: int | None = None
 
 
 def rivals(
@@ -60,6 +63,7 @@ def rivals(
         return Rival(
             name=name, model=label, top1=accuracy_on(model, data.split("test"), classes, recipe.device).top1,
             macs=count(model, checkpoint.preprocessing.shape).macs, seconds=training.seconds, file=file,
+            bytes=size(folder / file),
         )  # fmt: skip
 
     def each() -> Iterator[Rival]:

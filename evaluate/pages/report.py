@@ -1,14 +1,17 @@
-"""report.html: one self-contained page about one run of `compress`, made from its report.json."""
+"""Pages about runs of `compress`: of one (report.html) or of many side by side, made from their report.json."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
-from .plots import bars, widths
-from .render import render
+from .front import Point, front
+from .merged import Group, Merged, Row
+from .plots import layer_bars, themed
+from .render import percent, points, render, short, tone
+from .run import Run, Setting, Timed
 
 SHOWN_CLASSES = 200  # rows of the table of class-specific subspaces
+LABELLED = 16  # networks in a chart that are all labelled; of more, those on the front
 
 
 @dataclass(frozen=True)
@@ -21,96 +24,192 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Rivals:
-    """The simple ways beside the compressed model: report rows and their median milliseconds at the smallest batch."""
+class Cell:
+    """One model's time in the latency table; `speedup` over the baseline, with its interval where there is one."""
 
-    batch: int
-    own_ms: float
-    rows: list[tuple[dict[str, Any], float]]
+    timed: Timed
+    speedup: float | None
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
-class Repair:
-    """What a cut network gets right on test images after each step of its repair, `shares[step]`, before any training.
+class Pivot:
+    """Latency, a row a model (with threads and provider, where there are several), a column a batch size."""
 
-    `measure`: of what they are shares; `images`: training images that it was repaired on; `note`: what did not go as usual.
-    """
+    batches: list[int]
+    rows: list[tuple[str, list[Cell | None]]]
 
-    measure: str
-    shares: dict[str, float]
-    images: int
-    note: str
+    @property
+    def heads(self) -> list[str]:
+        return [head for batch in self.batches for head in (f"batch {batch}", "speedup")]
 
 
-def report_page(report: dict[str, Any]) -> str:
-    """Render report.html; every figure comes from `report`, the object in report.json."""
-    stages = {stage["name"]: stage for stage in report["stages"]}
-    prune, head = stages["prune"], stages.get("specialize", {}).get("result")
-    filters_before = {layer: before for layer, (before, _) in prune["widths"].items()}
-    filters_after = {layer: after for layer, (_, after) in prune["widths"].items()}
+@dataclass(frozen=True)
+class RunView:
+    """A run as its part of the page shows it."""
+
+    run: Run
+    cards: list[Card]
+    doubtful: bool
+    latency: Pivot
+    widths: list[tuple[str, int, int]]
+    repair: tuple[str, dict[str, float | None]] | None
+    ranking: list[Markup]
+    subspaces: list[tuple[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """Runs that can be compared; `rows` with their numbers, a chart of each cost; `others`: timed beside `group.setting`."""
+
+    group: Group
+    rows: list[tuple[int, Row]]
+    charts: list[Markup]
+    others: list[Setting]
+
+    @property
+    def other_heads(self) -> list[str]:
+        """Heads of the columns of speedups, with what tells them from the group's setting."""
+        usual = self.group.setting
+        return [
+            f"batch {batch}" + (f", {threads} threads" if usual and threads != usual[1] else "")
+            + (f", {provider}" if usual and provider != usual[0] else "")
+            for provider, threads, batch in self.others
+        ]  # fmt: skip
+
+    @property
+    def paced(self) -> bool:
+        """Whether several runs' times were set to one pace."""
+        return self.group.setting is not None and len({id(row.run) for row in self.group.rows}) > 1
+
+
+def report_page(merged: Merged) -> str:
+    """Render the page about some runs; every figure comes from their reports."""
+    runs, groups = merged.runs, merged.groups
     return render(
         "report.html.jinja",
-        report=report,
-        stages=stages,
-        cards=_cards(report["baseline"], report["compressed"]),
-        doubtful=_may_be_memorised(report),
-        latency=_speedups(stages["bench"]["results"]),
-        rivals=_rivals(stages.get("rivals", {}).get("rows"), stages["bench"]["results"]),
-        widths=Markup(widths(filters_before, filters_after)),
-        repair=_repair(prune.get("repair")),
-        ranking=Markup(bars(stages["rank"]["scores"], prune["keep"])),
-        head=head,
-        subspaces=_subspaces(report["classes"], head["indices"]) if head else [],
+        runs=[_run_view(run, alone=len(runs) == 1) for run in runs],
+        groups=[_group_view(group, i) for i, group in enumerate(groups, 1) if len(runs) > 1 or len(group.rows) > 2],
+        versions=sorted({run.report.slimrank for run in runs}),
     )
 
 
-def _cards(before: dict[str, Any], after: dict[str, Any]) -> list[Card]:
+# -- one run ----------------------------------------------------------------------------------------------------------------
+
+
+def _run_view(run: Run, alone: bool) -> RunView:
+    head = None if run.specialize is None else run.specialize.result
+    scores = run.rank.scores.items() if alone else ()
+    rankings = [layer_bars(layer, values, run.prune.keep.get(layer, [])) for layer, values in scores]
+    return RunView(
+        run=run,
+        cards=_cards(run),
+        doubtful=_may_be_memorised(run),
+        latency=_pivot(run),
+        widths=[(layer, *pair) for layer, pair in run.prune.widths.items()],
+        repair=_repair(run),
+        ranking=[Markup(themed(svg)) for svg in rankings],
+        subspaces=_subspaces(run.report.classes, head.indices) if head is not None else [],
+    )
+
+
+def _cards(run: Run) -> list[Card]:
+    before, after = run.report.baseline, run.report.compressed
     cards = []
-    for new, old in zip(after["latency"], before["latency"], strict=True):
-        speedup = old["median_ms"] / new["median_ms"]
-        threads = f", {new['threads']} threads" if new["threads"] > 1 else ""
-        cards.append(Card(f"{speedup:.2f}x", f"as fast, batch {new['batch']}{threads}", "good" if speedup > 1.02 else "bad"))
-    cards.append(Card(f"{after['macs'] / before['macs']:.0%}", "of the MACs"))
-    cards.append(Card(f"{after['bytes'] / before['bytes']:.0%}", "of the ONNX file"))
-    if after["top1"] is not None:
-        cards.append(Card(f"{100 * (after['top1'] - before['top1']):+.2f}", "points of top-1 (test)"))
-    if after["agreement"] is not None:
-        cards.append(Card(f"{after['agreement']:.1%}", "same decision as before (test)"))
+    for provider, threads, batch in run.settings:
+        at = provider, threads, batch
+        speedup = run.times["baseline", at].median_ms / run.times["compressed", at].median_ms
+        more = (f", {threads} threads" if threads > 1 else "") + (f", {provider}" if provider != "cpu" else "")
+        cards.append(Card(f"{speedup:.2f}x", f"as fast, batch {batch}{more}", "good" if speedup > 1.02 else "bad"))
+    cards.append(Card(f"{after.macs / before.macs:.0%}", "of the MACs"))
+    cards.append(Card(f"{after.bytes / before.bytes:.0%}", "of the ONNX file"))
+    if before.top1 is not None and after.top1 is not None:
+        lost = after.top1 - before.top1
+        cards.append(Card(points(lost), "points of top-1 (test)", tone(lost)))
+    if after.agreement is not None:
+        cards.append(Card(percent(after.agreement), "same decision as before (test)"))
     return cards
 
 
-def _may_be_memorised(report: dict[str, Any]) -> bool:
+def _may_be_memorised(run: Run) -> bool:
     """Whether validation images came from the training split and nobody knows if the checkpoint saw them there."""
-    return report["validation_seen_in_training"] is None and str(report["options"].get("validation", "")).startswith("train")
+    validation = str(run.report.options.get("validation", ""))
+    return run.report.validation_seen_in_training is None and validation.startswith("train")
 
 
-def _speedups(results: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
-    """Each timing with the baseline's median of the same provider, batch and threads over its own."""
-    baseline = {(r["provider"], r["batch"], r["threads"]): r["median_ms"] for r in results if r["model"] == "baseline"}
-    return [(r, baseline[r["provider"], r["batch"], r["threads"]] / r["median_ms"]) for r in results]
+def _pivot(run: Run) -> Pivot:
+    batches = sorted({batch for _, _, batch in run.settings})
+    paths = list(dict.fromkeys((provider, threads) for provider, threads, _ in run.settings))
+    intervals = {
+        (row.model, (row.provider, row.threads, row.batch)): (row.low, row.high)
+        for row in run.bench.speedups
+        if row.low is not None and row.high is not None
+    }
+    rows = []
+    for provider, threads in paths:
+        path = f", {threads} threads" if len({t for _, t in paths}) > 1 else ""
+        path += f", {provider}" if len({p for p, _ in paths}) > 1 else ""
+        for model in dict.fromkeys(row.model for row in run.bench.results):
+            cells: list[Cell | None] = []
+            for batch in batches:
+                at = provider, threads, batch
+                timed, dense = run.times.get((model, at)), run.times.get(("baseline", at))
+                if timed is None or dense is None:
+                    cells.append(None)
+                else:
+                    speedup = None if model == "baseline" else dense.median_ms / timed.median_ms
+                    cells.append(Cell(timed, speedup, intervals.get((model, at))))
+            rows.append((f"{model}{path}", cells))
+    return Pivot(batches, rows)
 
 
-def _rivals(rows: list[dict[str, Any]] | None, results: list[dict[str, Any]]) -> Rivals | None:
-    if not rows:
-        return None
-    median_ms = {(r["model"], r["batch"]): r["median_ms"] for r in results}
-    batch = min(r["batch"] for r in results)
-    return Rivals(batch, median_ms["compressed", batch], [(row, median_ms[row["model"], batch]) for row in rows])
-
-
-def _repair(repair: dict[str, Any] | None) -> Repair | None:
-    """The cut network's repair, where it was repaired; by agreement where the images have no labels."""
+def _repair(run: Run) -> tuple[str, dict[str, float | None]] | None:
+    """Of what the shares are, and what the cut network gets right on test images after each step of its repair."""
+    repair = run.prune.repair
     if repair is None:
         return None
-    key, measure = "top1", "top-1, test"
-    if repair["as_cut"]["top1"] is None:
-        key, measure = "agreement", "agreement with before, test"
-    steps = {"as cut": "as_cut", "BatchNorm recalibrated": "recalibrated", "reconstructed": "reconstructed"}
-    shares = {label: repair[step][key] for label, step in steps.items() if repair[step] is not None}
-    return Repair(measure, shares, repair["images"], repair["note"])
+    by_top1 = repair.as_cut.top1 is not None
+    steps = {"as cut": repair.as_cut, "BatchNorm recalibrated": repair.recalibrated, "reconstructed": repair.reconstructed}
+    shares = {label: one.top1 if by_top1 else one.agreement for label, one in steps.items() if one is not None}
+    return "top-1, test" if by_top1 else "agreement with before, test", shares
 
 
 def _subspaces(classes: list[str] | None, indices: list[list[int]]) -> list[tuple[str, list[int]]]:
     """The first classes, named or numbered, and the features that each one keeps."""
     names = classes or [str(number) for number in range(len(indices))]
-    return list(zip(names, indices, strict=True))[:SHOWN_CLASSES]
+    return list(zip(names, indices, strict=False))[:SHOWN_CLASSES]
+
+
+# -- many -------------------------------------------------------------------------------------------------------------------
+
+
+def told(setting: Setting) -> str:
+    provider, threads, batch = setting
+    return f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}, {provider}"
+
+
+def _group_view(group: Group, number: int) -> GroupView:
+    rows = list(enumerate(group.rows, 1))
+    charts: list[Markup] = []
+    if group.measure is not None:
+        units = {
+            "latency": "" if group.setting is None else f"milliseconds, {told(group.setting)}",
+            "macs": "MACs, millions", "bytes": "ONNX file, MB",
+        }  # fmt: skip
+        charts = [Markup(themed(_chart(rows, number, group.measure, cost, unit))) for cost, unit in units.items() if unit]
+    common = set.intersection(*(set(row.run.settings) for row in group.rows)) - {group.setting}
+    return GroupView(group, rows, charts, sorted(common) if group.setting is not None else [])
+
+
+def _chart(rows: list[tuple[int, Row]], group: int, measure: str, cost: str, unit: str) -> str:
+    scale = 1 if cost == "latency" else 1e-6
+    shown = []
+    for number, row in rows:
+        good, dear = getattr(row, measure), getattr(row, cost)
+        if dear is not None:
+            on_front = cost in row.front
+            label = str(number) if on_front or len(rows) <= LABELLED else ""
+            what = f"{dear:.3g} ms" if cost == "latency" else short(dear, "B" if cost == "bytes" else "MACs")
+            tip = f"{number}. {row.label}: {percent(good, 2)}, {what}"
+            shown.append(Point(scale * dear, good, label, row.kind, on_front, tip, f"{group}-{number}"))
+    return front(shown, unit, "top-1, test" if measure == "top1" else "agreement with the dense network")
