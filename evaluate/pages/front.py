@@ -48,7 +48,7 @@ def front(points: Sequence[Point], cost: str, good: str, size: tuple[float, floa
 def _front(points: Sequence[Point], cost: str, good: str, size: tuple[float, float]) -> "Figure":
     from matplotlib.ticker import PercentFormatter
 
-    axes = one_chart(*size)
+    figure, axes = one_chart(*size)
     best = sorted((p.cost, p.good) for p in points if p.on_front)
     axes.plot([c for c, _ in best], [g for _, g in best], drawstyle="steps-post", color=STRONG, linewidth=0.8, alpha=0.6)
     for point in points:
@@ -64,7 +64,7 @@ def _front(points: Sequence[Point], cost: str, good: str, size: tuple[float, flo
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0 if high - low > 0.06 else 1))
     axes.grid(axis="y", color=PALE, linewidth=0.4)
     _label(axes, points)
-    return axes.get_figure(root=True)
+    return figure
 
 
 def _label(axes: "Axes", points: Sequence[Point]) -> None:
