@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .compress.rankers import RANKERS as RANKERS
     from .compress.rankers.compare import compare_scores as compare_ranks  # noqa: F401
     from .compress.rankers.scores import FilterScores as FilterScores
+    from .compress.stages.bench import bench as bench
     from .compress.stages.evaluate import evaluate as evaluate
     from .compress.stages.export import export as export
     from .compress.stages.finetune import finetune as finetune
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from .errors import SlimrankError as SlimrankError
     from .evaluate.data import open_data as open_data
     from .evaluate.dataspec import DataSpec as DataSpec
-    from .evaluate.latency import compare as bench  # noqa: F401
     from .evaluate.timing import Timing as Timing
 
 _WHERE = {
@@ -49,7 +49,7 @@ _WHERE = {
     "DataSpec": "evaluate.dataspec", "ExplainOptions": "compress.explain.options", "FilterScores": "compress.rankers.scores",
     "HeadOptions": "compress.head.options", "InspectOptions": "compress.stages.options",
     "PruneOptions": "compress.stages.options", "RANKERS": "compress.rankers", "Recipe": "compress.training.recipe",
-    "SlimrankError": "errors", "Timing": "evaluate.timing", "bench": "evaluate.latency:compare",
+    "SlimrankError": "errors", "Timing": "evaluate.timing", "bench": "compress.stages.bench",
     "compare_ranks": "compress.rankers.compare:compare_scores", "explain": "compress.explain.explain",
     "finetune": "compress.stages.finetune", "inspect": "compress.stages.inspect", "load": "compress.network.checkpoint",
     "open_data": "evaluate.data", "prune": "compress.stages.prune", "rank": "compress.stages.rank",

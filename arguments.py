@@ -41,6 +41,9 @@ class Verb:
         return every
 
 
+STATUS = "Exit status: 0 done; 1 an error, in one line; 2 wrong usage; 3 an --expect that does not hold."
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         self.exit(2, f"error: {message}; `{self.prog} --help` lists what it takes\n")
@@ -51,7 +54,7 @@ def parser(verbs: Mapping[str, Verb], common: tuple[type, ...], *, given_only: b
 
     `common`: options that every verb takes. `given_only`: namespaces hold what was given, and no defaults.
     """
-    top = Parser(prog="slimrank", description="Rank, cut, specialise, export and time CNN classifiers.")
+    top = Parser(prog="slimrank", description="Rank, cut, specialise, export and time CNN classifiers.", epilog=STATUS)
     top.add_argument("--version", action="version", version=f"slimrank {__version__}")
     each = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in verbs.items():

@@ -70,7 +70,7 @@ VERBS = {
     "export": Verb(
         making.export, (Reading, DataSpec, ExportOptions), unasked=DATA, reads="checkpoint", writes="ONNX file to write"
     ),
-    "bench": Verb(measuring.bench, (BenchOptions,)),
+    "bench": Verb(measuring.bench, (BenchOptions, DataSpec), unasked=DATA),
     "bench-head": Verb(measuring.bench_head, (Reading, FinalLayerOptions), may_read="take the final layer of this checkpoint"),
     "report": Verb(
         measuring.report, (ReportOptions,), writes="page to write (default: report.html)", default_out="report.html"
@@ -81,11 +81,12 @@ VERBS = {
     ),
 }  # fmt: skip
 COMMON = (Common,)
+UNMET = 3
 FLAGS = flags(VERBS.values(), COMMON)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; the exit status: 0 done, 1 an error in one line on stderr, 2 usage."""
+    """Run one verb; the exit status: 0 done, 1 an error in one line on stderr, 2 usage, 3 an --expect that does not hold."""
     args = parser(VERBS, COMMON).parse_args(argv)
     args.say = say
     args.words = vars(parser(VERBS, COMMON, given_only=True).parse_args(argv)) if recipe_of(args) is not None else {}
@@ -116,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
 
         if args.validation.startswith("train") and spec_of(args).labelled:
             say(SEEN)
-    return written_out(lambda: show(result, text, args.json), say)
+    status = written_out(lambda: show(result, text, args.json), say)
+    return status or (0 if all(one["holds"] for one in result.get("expected", [])) else UNMET)
 
 
 def show(result: dict[str, Any], text: str, as_json: bool) -> None:

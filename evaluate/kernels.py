@@ -5,17 +5,20 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 
-from ..errors import SlimrankError
+from .imagespec import Side
+from .latency import Feed
+from .runner import Runner
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+SHOWN = 15  # kernels in the printed table
 FUSED = ("_nchwc", "_bn")  # what ONNX Runtime appends to the name of the tensor that a fused kernel makes
 
 
@@ -29,30 +32,74 @@ class Kernel:
     weight: str | None
 
 
-def profile(path: str | Path, *, batch: int = 1, threads: int = 1, seconds: float = 0.5) -> list[Kernel]:
-    """Time the kernels of an ONNX file, in order of execution, on the CPU provider and random images.
+@dataclass(frozen=True)
+class Operators:
+    """Kernels that belong together: how many, median milliseconds of all of them, and their share of the whole file's."""
+
+    op: str
+    count: int
+    median_ms: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of one file goes: its kernels and its types of operator, slowest first."""
+
+    model: str
+    provider: str
+    batch: int
+    threads: int
+    operators: list[Operators]
+    kernels: list[Kernel]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        total = sum(kernel.median_ms for kernel in self.kernels) or 1.0
+        wide = max([20, *(len(kernel.name) for kernel in self.kernels[:SHOWN])])
+        rows = [f"  {self.model}, {self.provider}, batch {self.batch}, {self.threads} threads: {total:.3f} ms in operators"]
+        rows += [f"  {one.op:{wide}} {one.median_ms:9.3f} ms {one.share:6.1%}  {one.count} of them" for one in self.operators]
+        rows += ["", f"  slowest {min(SHOWN, len(self.kernels))} of {len(self.kernels)}:"]
+        rows += [
+            f"  {one.name:{wide}} {one.median_ms:9.3f} ms {one.median_ms / total:6.1%}  {one.op}"
+            for one in self.kernels[:SHOWN]
+        ]
+        return "\n".join(rows)
+
+
+def profiled(model: str, path: str | Path, *, provider: str, batch: int, threads: int, **how: Any) -> Profile:
+    """Profile one file, called `model`, slowest first; `how`: as in `profile`."""
+    kernels = profile(path, provider=provider, batch=batch, threads=threads, **how)
+    total = sum(kernel.median_ms for kernel in kernels) or 1.0
+    by_type: dict[str, list[float]] = defaultdict(list)
+    for kernel in kernels:
+        by_type[kernel.op].append(kernel.median_ms)
+    operators = [Operators(op, len(ms), sum(ms), sum(ms) / total) for op, ms in by_type.items()]
+    return Profile(
+        model, provider, batch, threads, sorted(operators, key=lambda one: -one.median_ms),
+        sorted(kernels, key=lambda one: -one.median_ms),
+    )  # fmt: skip
+
+
+def profile(
+    path: str | Path, *, batch: int = 1, threads: int = 1, seconds: float = 0.5, provider: str = "cpu",
+    size: Side | None = None, feed: Feed = Runner.example,
+) -> list[Kernel]:  # fmt: skip
+    """Time the kernels of an ONNX file, in order of execution, on random images or those of `feed`.
 
     Runs for about `seconds`, 8 to 200 times. Raises SlimrankError where ONNX Runtime cannot load the file.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            reason = str(error).strip().splitlines()[0][:200]
-            raise SlimrankError(f"ONNX Runtime cannot load {path}: {reason}; export it again") from error
-        entry = session.get_inputs()[0]
-        images = np.random.default_rng(0).standard_normal((batch, *entry.shape[1:]), dtype=np.float32)
+        runner = Runner(path, provider, threads, size=size, profile=Path(folder) / "profile")
+        run = runner.bound(batch, feed(runner, batch))
         start = time.perf_counter()
-        runs = 0
+        runs = 1
         while runs < 8 or (runs < 200 and time.perf_counter() - start < seconds):
-            session.run(None, {entry.name: images})
+            run()
             runs += 1
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(runner.session.end_profiling()).read_text())
     taken: dict[str, list[float]] = defaultdict(list)
     ops: dict[str, str] = {}
     for event in events:

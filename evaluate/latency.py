@@ -1,12 +1,13 @@
 """Latency of ONNX files in ONNX Runtime, measured in one interleaved run so that models can be compared.
 
 All models of a setting (provider, batch, threads) are loaded at once and run in turn, A B A B ..., after a warm-up: whatever
-else the machine does slows all of them alike. Worker threads stop spinning when a run ends, so that one model's threads do not
-occupy another's cores. On a GPU the time includes copying images in and logits out.
+else the machine does slows all of them alike. They are loaded several times over, each time in another random order: from one
+session to the next a file runs by up to two hundredths faster or slower, by where its weights lie in memory. Speedups and
+their intervals are taken from the pairs of a round (ratio.py). Worker threads stop spinning when a run ends, so that one
+model's threads do not occupy another's cores. On a GPU images and logits stay in its memory.
 """
 
-import os
-import platform
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,12 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-import torch
 from tqdm import tqdm
 
 from ..errors import SlimrankError
+from .imagespec import Side
+from .machine import Machine, Watch, machine
+from .ratio import ratio
 from .runner import Runner, check_provider
+from .session import PLAIN, PROVIDER_OPTIONS, Tuning
+
+__all__ = ["Comparison", "Feed", "Latency", "Machine", "Speedup", "check_settings", "compare", "interleaved", "machine"]
+Feed = Callable[[Runner, int], np.ndarray]  # the images of a batch
+Call = Callable[[], object]
+SESSIONS = (3, 12)  # at least, for an interval; at most
+LEAST, MOST = 15, 2000  # rounds
 
 
 def check_settings(providers: Sequence[str], batches: Sequence[int], threads: Sequence[int]) -> None:
@@ -32,7 +41,7 @@ def check_settings(providers: Sequence[str], batches: Sequence[int], threads: Se
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a run of `batch` images: median, 10th and 90th percentile over `runs` runs."""
+    """Milliseconds a run of `batch` images: median and percentiles over `runs` runs; images a second at the median."""
 
     model: str
     provider: str
@@ -42,6 +51,9 @@ class Latency:
     p10_ms: float
     p90_ms: float
     runs: int
+    p95_ms: float
+    p99_ms: float
+    images_per_second: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,7 +61,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Speedup:
-    """Median time of the model `against` over that of `model` at one setting: above 1, `model` is faster."""
+    """Time of the model `against` over that of `model` at one setting, the median of all pairs: above 1, `model` is faster.
+
+    `low`, `high`: its 99 % interval over `sessions` sessions of both files.
+    """
 
     model: str
     against: str
@@ -57,51 +72,64 @@ class Speedup:
     batch: int
     threads: int
     speedup: float
+    low: float | None = None
+    high: float | None = None
+    sessions: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-
-@dataclass(frozen=True)
-class Machine:
-    """The processor and the versions that timings belong to."""
-
-    processor: str
-    cores: int | None
-    onnxruntime: str
-    torch: str
-    python: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def __str__(self) -> str:
+        return f"{self.speedup:7.2f}x" + ("" if self.low is None else f" ({self.low:.2f} to {self.high:.2f})")
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Timings of several models in one run; `speedups`: of each other model against the first, setting by setting.
 
-    `note`: why other batch sizes were timed than those that were asked for.
+    `note`: why other batch sizes were timed than those that were asked for. `others_cores`: how many cores other programs
+    kept at work meanwhile (None: the system does not tell); `busy`: enough of them to matter.
     """
 
     results: list[Latency]
     speedups: list[Speedup]
     machine: Machine
     note: str = ""
+    tuning: Tuning = PLAIN
+    others_cores: float | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.others_cores is not None and self.others_cores > max(0.2, 0.1 * (self.machine.cores or 1))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        used = {r.provider: PROVIDER_OPTIONS.get(r.provider, {}) for r in self.results}
+        return {**asdict(self), "busy": self.busy, "provider_options": used}
 
     def __str__(self) -> str:
-        rows = [f"  {'model':28} provider batch threads   median ms      p10      p90  speedup"]
-        speedups = {(s.model, s.provider, s.batch, s.threads): s.speedup for s in self.speedups}
+        wide = max([20, *(len(r.model) for r in self.results)])
+        percentiles = "".join(f" {name:>8}" for name in ("p10", "p90", "p95", "p99"))
+        rows = [f"  {'model':{wide}} provider batch threads  median ms{percentiles}  images/s  speedup (99 %)"]
+        speedups = {(s.model, s.provider, s.batch, s.threads): str(s) for s in self.speedups}
         for r in self.results:
-            speedup = speedups.get((r.model, r.provider, r.batch, r.threads))
-            shown = "" if speedup is None else f"{speedup:8.2f}x"
-            rows.append(
-                f"  {r.model:28} {r.provider:8} {r.batch:5} {r.threads:7} {r.median_ms:11.3f} {r.p10_ms:8.3f} "
-                f"{r.p90_ms:8.3f} {shown}"
+            times = "".join(f" {ms:8.3f}" for ms in (r.p10_ms, r.p90_ms, r.p95_ms, r.p99_ms))
+            row = f"  {r.model:{wide}} {r.provider:8} {r.batch:5} {r.threads:7} {r.median_ms:10.3f}{times}"
+            speedup = speedups.get((r.model, r.provider, r.batch, r.threads), "")
+            rows.append(f"{row} {r.images_per_second:9,.0f} {speedup}".rstrip())
+        return "\n".join([*rows, *(f"  {line}" for line in self.remarks())])
+
+    def remarks(self) -> list[str]:
+        """What a reader of the table should know."""
+        told = [self.note] if self.note else []
+        if self.busy:
+            told.append(
+                f"busy machine: other programs kept {self.others_cores:.1f} of {self.machine.cores} cores at work meanwhile; "
+                "single times are longer for it, and the intervals of speedups wider"
             )
-        return "\n".join([*rows, *([f"  {self.note}"] if self.note else [])])
+        unsure = [s for s in self.speedups if s.low is not None and s.high is not None and s.high / s.low > 1.1]
+        if unsure:
+            told.append(f"{len(unsure)} of {len(self.speedups)} speedups are uncertain by more than 5 %; give more `seconds`")
+        return told
 
 
 def compare(
@@ -111,9 +139,13 @@ def compare(
     batches: Sequence[int] = (1, 8, 32),
     threads: Sequence[int] = (1,),
     seconds: float = 1.0,
+    size: Side | None = None,
+    feed: Feed = Runner.example,
+    tuning: Tuning = PLAIN,
 ) -> Comparison:
     """Time named ONNX files against each other; each setting takes about `seconds` a model, at least 15 runs.
 
+    `size`: of images where a file leaves it open; `feed`: the images that are run, random ones unless given.
     Where a file takes one batch size only, all are timed at that one. Raises SlimrankError for files that take different
     ones, for a provider that is not there, and where ONNX Runtime would quietly fall back.
     """
@@ -122,21 +154,47 @@ def compare(
         raise SlimrankError(f"`seconds` is {seconds}, must be positive")
     batches, note = _possible(models, batches)
     results: list[Latency] = []
+    speedups: list[Speedup] = []
     settings = [(p, t, b) for p in providers for t in threads for b in batches]
+    first, watch = next(iter(models)), Watch()
     for provider, thread, batch in tqdm(settings, desc="latency", leave=False, disable=None):
-        runners = {name: Runner(path, provider, thread) for name, path in models.items()}
-        times = interleaved({name: r.bound(batch) for name, r in runners.items()}, seconds)
-        for name, taken in times.items():
-            p10, median, p90 = np.percentile(taken, [10, 50, 90]) * 1e3
-            results.append(Latency(name, provider, batch, thread, float(median), float(p10), float(p90), len(taken)))
-    first = next(iter(models))
-    base = {(r.provider, r.batch, r.threads): r.median_ms for r in results if r.model == first}
-    speedups = [
-        Speedup(r.model, first, r.provider, r.batch, r.threads, base[r.provider, r.batch, r.threads] / r.median_ms)
-        for r in results
-        if r.model != first
-    ]
-    return Comparison(results, speedups, machine(), note)
+
+        def opened(name: str, setting: tuple[str, int, int] = (provider, thread, batch)) -> Call:
+            runner = Runner(models[name], setting[0], setting[1], size=size, tuning=tuning)
+            return runner.bound(setting[2], feed(runner, setting[2]))
+
+        times = _times(list(models), opened, seconds)
+        for name, sessions in times.items():
+            taken = np.concatenate(sessions) * 1e3
+            p10, median, p90, p95, p99 = map(float, np.percentile(taken, [10, 50, 90, 95, 99]))
+            results.append(Latency(name, provider, batch, thread, median, p10, p90, len(taken), p95, p99, 1e3 * batch / median))
+            if name != first:
+                found = ratio(times[first], sessions)
+                speedups.append(
+                    Speedup(name, first, provider, batch, thread, found.value, found.low, found.high, len(sessions))
+                )
+    return Comparison(results, speedups, machine(), note, tuning, watch.others())
+
+
+def _times(names: Sequence[str], opened: Callable[[str], Call], seconds: float) -> dict[str, list[list[float]]]:
+    """Seconds of every round of each session of each model; loading takes at most half as long again as the runs, or is
+    done three times."""
+    shuffled = random.Random(0)
+    times: dict[str, list[list[float]]] = {name: [] for name in names}
+    total = seconds * len(names)
+    sessions = 1
+    while len(times[names[0]]) < sessions:
+        start = time.perf_counter()
+        calls = {name: opened(name) for name in shuffled.sample(names, len(names))}
+        if not times[names[0]]:
+            for call in calls.values():  # what a session costs before its first round
+                call()
+            least, most = SESSIONS
+            sessions = min(most, max(least, int(total / 2 / (time.perf_counter() - start))))
+        part = interleaved(calls, seconds / sessions, least=-(-LEAST // sessions), most=MOST // sessions, warm_up=2)
+        for name in names:
+            times[name].append(part[name])
+    return times
 
 
 def _possible(models: Mapping[str, str | Path], batches: Sequence[int]) -> tuple[Sequence[int], str]:
@@ -150,28 +208,19 @@ def _possible(models: Mapping[str, str | Path], batches: Sequence[int]) -> tuple
     return tuple(set(fixed.values())), f"timed at no other batch size: {told} and no other"
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Time calls in turn, in seconds: three warm-up rounds, then about `seconds` for each, 15 to 2,000 rounds."""
+def interleaved(
+    calls: Mapping[str, Call], seconds: float, *, least: int = LEAST, most: int = MOST, warm_up: int = 3
+) -> dict[str, list[float]]:
+    """Time calls in turn, in seconds: after some rounds of warm-up, about `seconds` for each, `least` to `most` rounds."""
     warm = time.perf_counter()
-    for _ in range(3):
+    for _ in range(warm_up):
         for call in calls.values():
             call()
-    round_seconds = (time.perf_counter() - warm) / 3
+    round_seconds = (time.perf_counter() - warm) / warm_up
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(int(min(2000, max(15, seconds * len(calls) / round_seconds)))):
+    for _ in range(int(min(most, max(least, seconds * len(calls) / round_seconds)))):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
     return times
-
-
-def machine() -> Machine:
-    """This machine; the processor's name where the system tells it."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
-    except OSError:
-        pass
-    return Machine(processor, os.cpu_count(), onnxruntime.__version__, str(torch.__version__), platform.python_version())

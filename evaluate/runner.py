@@ -4,7 +4,6 @@ Other exporters fix the batch (PyTorch's own default), read float16 or raw pixel
 served is; the rest is refused in one line when the file is opened.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from ..errors import SlimrankError, near
+from ..errors import SlimrankError
+from .imagespec import Side
+from .session import DEVICES, PLAIN, PROVIDERS, Tuning, check_provider, opened
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-SWAP = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+__all__ = ["PROVIDERS", "Runner", "check_provider"]
 LOGITS = "logits"
 KINDS = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8",
@@ -32,21 +32,17 @@ class Runner:
 
     Images are fed as the type that the file reads, in its own batch where it has a fixed one. A file that reads whole
     numbers takes pixels 0..255. The logits are its only output, or of several the one called `logits`, or the only one of
-    [batch, classes]. `threads`: of one operator; None takes all cores. Raises SlimrankError for a file that ONNX Runtime
-    cannot load, one that reads more than one tensor, a provider that is not there, and where ONNX Runtime quietly falls
-    back to another one.
+    [batch, classes]. `threads`: of one operator; None takes all cores. `size`: pixels of images where the file leaves them
+    open. Raises SlimrankError for a file that ONNX Runtime cannot load, one that reads more than one tensor, a provider
+    that is not there, and where ONNX Runtime quietly falls back to another one.
     """
 
-    def __init__(self, path: str | Path, provider: str = "cpu", threads: int | None = None):
-        wanted = check_provider(provider)
-        self.path = str(path)
-        self.session = _session(path, wanted, threads)
-        actual = self.session.get_providers()[0]
-        if actual != wanted:
-            raise SlimrankError(
-                f"ONNX Runtime fell back to {actual} instead of {wanted}: its CUDA libraries did not load; "
-                "check the driver and the CUDA version of onnxruntime-gpu"
-            )
+    def __init__(
+        self, path: str | Path, provider: str = "cpu", threads: int | None = None, *, size: Side | None = None,
+        tuning: Tuning = PLAIN, profile: Path | None = None,
+    ):  # fmt: skip
+        self.path, self.provider, self.size = str(path), provider, size
+        self.session = opened(path, provider, threads, tuning, profile)
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
             named = ", ".join(one.name for one in inputs) or "none"
@@ -74,7 +70,7 @@ class Runner:
         rest = images[-1:].expand(batch - len(images), *images.shape[1:])
         output = self._logits_output()
         try:
-            (logits,) = self.session.run([output.name], {self.input.name: self._fed(torch.cat([images, rest]))})
+            (logits,) = self.session.run([output.name], {self.input.name: self.fed(torch.cat([images, rest]))})
         except SlimrankError:
             raise
         except Exception as error:
@@ -87,8 +83,8 @@ class Runner:
             )
         return found.flatten(1).float()[: len(images)]
 
-    def _fed(self, images: Tensor) -> np.ndarray:
-        """Images as the type that the file reads."""
+    def fed(self, images: Tensor) -> np.ndarray:
+        """Images as the type that the file reads; SlimrankError where it reads whole numbers and they are none."""
         if self.kind.kind == "f":
             return images.numpy().astype(self.kind, copy=False)
         whole, limits = images.round(), np.iinfo(self.kind)
@@ -112,37 +108,59 @@ class Runner:
             f"these alone, or call them {LOGITS}"
         )
 
-    def example(self, batch: int) -> np.ndarray:
-        """Random images of [batch, ...] in the type that the file reads.
+    def sides(self) -> tuple[int, ...]:
+        """The shape of one image; height and width that the file leaves open are `size`, open channels 3.
 
-        Raises SlimrankError for a file that leaves more than the batch open, takes another batch, or reads images too large.
+        Raises SlimrankError where more is open, and where the file takes another size.
         """
-        shape = self.input.shape[1:]
-        if not all(isinstance(side, int) for side in shape):
-            raise SlimrankError(f"{self.path} leaves its input open ({self.input.shape}); export it with a fixed image size")
-        if self.batch not in (None, batch):
-            raise SlimrankError(f"{self.path} has a fixed batch of {self.batch}, not of {batch}; ask for `batch` {self.batch}")
-        if (size := batch * int(np.prod(shape, dtype=object)) * 4) > LARGEST_FEED:
-            raise SlimrankError(f"{self.path} reads {size:,} bytes a batch of {batch}; at most {LARGEST_FEED:,} can be tried")
+        given = tuple(self.input.shape[1:])
+        if self.size is None:
+            if all(isinstance(side, int) for side in given):
+                return given
+            raise SlimrankError(
+                f"{self.path} leaves its input open ({self.input.shape}); say its images' `size`, as 224 or 224x320"
+            )
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        for wanted in ((None, *size), (*size, None)):  # channels first, channels last
+            pairs = list(zip(given, wanted, strict=False))
+            if len(given) == 3 and all(w is None or not isinstance(side, int) or side == w for side, w in pairs):
+                return tuple(side if isinstance(side, int) else w or 3 for side, w in pairs)
+        raise SlimrankError(f"{self.path} reads {self.input.shape}, not images of `size` {size[0]}x{size[1]}; leave `size` out")
+
+    def example(self, batch: int) -> np.ndarray:
+        """Random images of [batch, ...] in the type that the file reads; of another batch than it takes, an error."""
+        shape = self.sides()
+        self.check_batch(batch)
+        if (bytes_fed := batch * int(np.prod(shape, dtype=object)) * 4) > LARGEST_FEED:
+            raise SlimrankError(
+                f"{self.path} reads {bytes_fed:,} bytes a batch of {batch}; at most {LARGEST_FEED:,} can be tried"
+            )
         generator = np.random.default_rng(0)
         if self.kind.kind == "f":
             return generator.standard_normal((batch, *shape), dtype=np.float32).astype(self.kind, copy=False)
         return generator.integers(0, min(256, int(np.iinfo(self.kind).max)), (batch, *shape)).astype(self.kind)
 
-    def bound(self, batch: int) -> Callable[[], object]:
-        """A call that runs random images, inputs and outputs bound: ONNX Runtime's time without Python's in `session.run`."""
-        images, binding = self.example(batch), self.session.io_binding()
-        outputs = self.session.get_outputs()
+    def check_batch(self, batch: int) -> None:
+        if self.batch not in (None, batch):
+            raise SlimrankError(f"{self.path} has a fixed batch of {self.batch}, not of {batch}; ask for `batch` {self.batch}")
+
+    def bound(self, batch: int, images: np.ndarray | None = None) -> Callable[[], object]:
+        """A call that runs `images` (None: random ones of that batch), inputs and outputs bound where the provider computes:
+        ONNX Runtime's time without Python's in `session.run`, and without copies to and from a GPU."""
+        binding, outputs = self.session.io_binding(), self.session.get_outputs()
         if not outputs or not all(one.type.startswith("tensor(") for one in outputs):
             given = ", ".join(f"{one.name}: {one.type}" for one in outputs) or "nothing"
             raise SlimrankError(f"{self.path} gives {given}; only files that give tensors are timed; export the network alone")
-        binding.bind_cpu_input(self.input.name, images)
+        device = DEVICES.get(self.provider, "cpu")
+        fed = self.example(batch) if images is None else np.ascontiguousarray(images)
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(fed, device, 0)
+        binding.bind_ortvalue_input(self.input.name, value)
         for output in outputs:
-            binding.bind_output(output.name)
+            binding.bind_output(output.name, device)
 
         def call() -> object:
             self.session.run_with_iobinding(binding)
-            return images  # bound by address: it must live as long as the call
+            return value, fed  # bound by address: they must live as long as the call
 
         try:
             call()
@@ -153,30 +171,3 @@ class Runner:
     def _refusal(self, where: str, error: Exception) -> SlimrankError:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         return SlimrankError(f"{self.path} does not run {where}: {reason}")
-
-
-def _session(path: str | Path, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
-    if Path(path).suffix == ".safetensors":
-        raise SlimrankError(f"{path} is a checkpoint, not an ONNX file; `slimrank export` makes one of it")
-    if not Path(path).is_file():
-        raise SlimrankError(f"no ONNX file at {path}; check the path")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or os.cpu_count() or 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        reason = str(error).strip().splitlines()[0][:200]
-        raise SlimrankError(f"ONNX Runtime cannot load {path}: {reason}; export it again") from error
-
-
-def check_provider(provider: str) -> str:
-    """ONNX Runtime's name of a provider (cpu, cuda); raises SlimrankError where this machine does not have it."""
-    if provider not in PROVIDERS:
-        raise SlimrankError(f"no provider {provider!r}; {near(provider, list(PROVIDERS))}")
-    wanted = PROVIDERS[provider]
-    if wanted not in onnxruntime.get_available_providers():
-        raise SlimrankError(f"this onnxruntime has no {wanted}; on a machine with an NVIDIA GPU: {SWAP}")
-    return wanted

@@ -1,15 +1,15 @@
 """Verbs that look at what is there: accuracy, scores, features, latency."""
 
 import argparse
+from typing import Any
 
 from .. import __version__
 from ..compress.explain.options import ExplainOptions
 from ..compress.head.options import FinalLayerOptions
 from ..compress.network.reading import Reading
 from ..compress.rankers import RANKERS
-from ..compress.stages.options import InspectOptions
+from ..compress.stages.options import BenchOptions, InspectOptions
 from ..errors import SlimrankWarning
-from ..evaluate.imagespec import ImageSpec
 from ..files import output
 from ..option import options
 from .given import Result, asked, given, perhaps, spec_of
@@ -29,15 +29,30 @@ def inspect(args: argparse.Namespace) -> Result:
 
 def evaluate(args: argparse.Namespace) -> Result:
     """accuracy of a checkpoint or an .onnx file on the test split"""
-    from ..compress.stages.evaluate import evaluate, evaluate_onnx
+    from ..compress.stages.evaluate import evaluate, evaluate_onnx, same_decisions
+    from ..evaluate.expect import expectations
 
-    if args.checkpoint.suffix == ".onnx":
-        seen = asked(ImageSpec(), args)
-        found = evaluate_onnx(args.checkpoint, spec_of(args), split=args.split, provider=args.providers[0], images=seen)
-    else:
-        checkpoint, data = given(args)
-        found = evaluate(checkpoint, data, split=args.split, device=args.device)
-    return found.to_dict(), str(found)
+    spec, reading = spec_of(args), asked(Reading(), args)
+    accuracy = ("top1", "top5") if spec.labelled or args.against is None else ()
+    compared = ("agreement",) if args.against is not None else ()
+    wanted = expectations(args.expect, (*accuracy, *compared), {"agreement": "needs `against`, what it agrees with"})
+    result: dict[str, Any] = {"top1": None, "top5": None}
+    told = []
+    if accuracy:
+        if args.checkpoint.suffix == ".onnx":
+            found = evaluate_onnx(args.checkpoint, spec, split=args.split, provider=args.providers[0], images=reading.images)
+        else:
+            checkpoint, data = given(args)
+            found = evaluate(checkpoint, data, split=args.split, device=args.device)
+        result, told = found.to_dict(), [str(found)]
+    if compared:
+        paths = (args.checkpoint, args.against)
+        how = {"split": args.split, "device": args.device, "provider": args.providers[0]}
+        result["agreement"], result["n"] = same_decisions(paths, reading, spec, **how)
+        told.append(f"same decision as {args.against} on {result['agreement']:.4%} of {result['n']:,} images")
+    judged = [one.judged([(str(args.checkpoint), result[one.metric])]) for one in wanted]
+    result["expected"] = [one.to_dict() for one in judged]
+    return result, "\n".join([*told, *map(str, judged)])
 
 
 def rank(args: argparse.Namespace) -> Result:
@@ -106,12 +121,16 @@ def explain(args: argparse.Namespace) -> Result:
 
 
 def bench(args: argparse.Namespace) -> Result:
-    """latency of .onnx files in ONNX Runtime, in one interleaved run"""
-    from ..evaluate.latency import compare
+    """latency, start, memory and MACs of .onnx files in ONNX Runtime, in one interleaved run"""
+    from ..compress.stages.bench import bench, named
 
-    unique = len({path.name for path in args.models}) == len(args.models)
-    names = {path.name if unique else str(path): path for path in args.models}
-    found = compare(names, providers=args.providers, batches=args.batch, threads=args.threads, seconds=args.seconds)
+    asked_for = asked(BenchOptions(), args)
+    timing = asked_for.timing
+    found = bench(
+        named(args.models), providers=timing.providers, batches=timing.batch, threads=timing.threads, seconds=args.seconds,
+        images=asked_for.images, inputs=args.inputs, data=None if args.data is None else spec_of(args), expect=args.expect,
+        profile=args.profile, tuned=args.tune,
+    )  # fmt: skip
     return found.to_dict(), str(found)
 
 

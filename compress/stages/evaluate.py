@@ -1,11 +1,14 @@
 """Accuracy of a checkpoint or of an ONNX file, on one split."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ...errors import SlimrankError
-from ...evaluate.accuracy import Accuracy, accuracy
+from ...evaluate.accuracy import Accuracy, accuracy, decisions
 from ...evaluate.data import Data, Preprocessing
 from ...evaluate.data.decode import MODES
 from ...evaluate.dataspec import DataSpec
@@ -13,7 +16,8 @@ from ...evaluate.imagespec import ImageSpec
 from ...evaluate.runner import Runner
 from ...export.to_onnx import metadata
 from ..network.checkpoint import Checkpoint
-from .measure import accuracy_on
+from ..network.reading import Reading
+from .measure import accuracy_on, decided
 
 
 def evaluate(checkpoint: Checkpoint, data: Data, *, split: str = "test", device: str = "cpu") -> Accuracy:
@@ -30,20 +34,44 @@ def evaluate_onnx(
 
     Raises SlimrankError where neither says the image size, where both do, and for data of other classes.
     """
-    runner = Runner(path, provider)
-    images, known = images or ImageSpec(), metadata(path)
-    if "preprocessing" in known and images.given:
-        said = ", ".join(f"`{name}`" for name in images.given)
-        raise SlimrankError(f"{path} carries its own preprocessing; leave out {said}")
-    seen = _stored(path, known) if "preprocessing" in known else _given(runner, images)
-    data = spec.open(seen)
+    runner, known = Runner(path, provider), metadata(path)
+    data = spec.open(seen_by(runner, images or ImageSpec()))
     classes = data.classes_for("accuracy")
     if known.get("classes") and known["classes"] != classes:
         raise SlimrankError(f"{path} was made for other classes than `data` {data.spec} has; use data with the same classes")
     return accuracy(runner, data.split(split).batches(), len(classes))
 
 
-def _stored(path: Path, known: dict[str, Any]) -> Preprocessing:
+def same_decisions(
+    paths: Sequence[Path], reading: Reading, spec: DataSpec, *, split: str = "test", device: str = "cpu", provider: str = "cpu"
+) -> tuple[float, int]:
+    """Share of images on which two files, checkpoints or ONNX, decide for the same class, and the number of images; labels
+    are not read. `reading`: how those are read, and see images, that do not say so themselves."""
+    first, second = (_decisions(path, reading, spec, split, device, provider) for path in paths)
+    return int((first == second).sum()) / len(first), len(first)
+
+
+def _decisions(path: Path, reading: Reading, spec: DataSpec, split: str, device: str, provider: str) -> Tensor:
+    if path.suffix == ".onnx":
+        runner = Runner(path, provider)
+        images = ImageSpec() if "preprocessing" in metadata(path) else reading.images
+        return decisions(runner, spec.open(seen_by(runner, images)).split(split).batches())
+    checkpoint = (Reading() if path.suffix == ".safetensors" else reading).load(path)
+    return decided(checkpoint.model, spec.open(checkpoint.preprocessing), split, device=device).classes
+
+
+def seen_by(runner: Runner, images: ImageSpec) -> Preprocessing:
+    """How an ONNX file sees images: as its metadata says, else `images`; SlimrankError where neither does, or both."""
+    known = metadata(runner.path)
+    if "preprocessing" not in known:
+        return _given(runner, images)
+    if images.given:
+        said = ", ".join(f"`{name}`" for name in images.given)
+        raise SlimrankError(f"{runner.path} carries its own preprocessing; leave out {said}")
+    return _stored(runner.path, known)
+
+
+def _stored(path: str, known: dict[str, Any]) -> Preprocessing:
     """Preprocessing as the file's metadata says it; SlimrankError where it does not make sense."""
     try:
         return Preprocessing.from_dict(known["preprocessing"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...errors import SlimrankError, near
 from ...evaluate.dataspec import needs_labels
+from ...evaluate.imagespec import ImageSpec
 from ...evaluate.timing import Timing
 from ...option import nested, option
 from ..coalitions import MEMORY
@@ -13,6 +14,7 @@ from ..pruning.options import Cut
 from ..rankers import DEFAULT, NAMES, ranker
 from ..training.recipe import Recipe
 
+EXPECT = "exit with status 3 unless this holds, as {} (repeatable)"
 ONE_IMAGE = Timing(batch=(1,))
 
 
@@ -132,6 +134,11 @@ class InspectOptions:
 class EvaluateOptions:
     timing: Timing = nested(Timing())
     split: str = option("test", choices=("train", "validation", "test"))
+    against: Path | None = option(
+        None, "also tell on how many of the images it decides as this checkpoint or .onnx file does; needs no labels",
+        metavar="CKPT",
+    )  # fmt: skip
+    expect: tuple[str, ...] = option((), EXPECT.format("top1>=0.7"), repeat=True, metavar="FIGURE>=X")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +172,11 @@ class BenchOptions:
     timing: Timing = nested(Timing())
     models: tuple[Path, ...] = option((), ".onnx files; the first is what the others are compared with", positional="+")
     seconds: float = option(1.0, "time for each model and setting")
+    images: ImageSpec = nested(ImageSpec())
+    inputs: Path | None = option(None, "run these images: an .npz file of one array [n, ...]", metavar="FILE.npz")
+    expect: tuple[str, ...] = option((), EXPECT.format("speedup>=1.5 or p95_ms<=12"), repeat=True, metavar="FIGURE>=X")
+    profile: bool = option(False, "time of every operator, slowest first, at the first batch and thread count")
+    tune: bool = option(False, "search threads, spinning and optimisation level at the first batch; prints code to paste")
 
 
 @dataclass(frozen=True, kw_only=True)
