@@ -48,7 +48,7 @@ VERBS = {
     "train": Verb(
         making.train, (Reading, DataSpec, making.TRAINING, StartOption, Interpretable), writes=SLIM, without=("teacher_share",)
     ),
-    "inspect": Verb(measuring.inspect, (Reading, InspectOptions), reads="checkpoint"),
+    "inspect": Verb(measuring.inspect, (Reading, InspectOptions), reads="checkpoint or .onnx file"),
     "evaluate": Verb(measuring.evaluate, (Reading, DataSpec, EvaluateOptions), reads="checkpoint or .onnx file"),
     "rank": Verb(
         measuring.rank, (Reading, DataSpec, RankOptions, *(r.options for r in RANKERS.values() if r.options)),

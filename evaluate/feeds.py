@@ -14,9 +14,10 @@ def stored(path: Path) -> Feed:
     """Images from an .npz file, in the array called as the file's input, or its only one: [n, ...], of which a batch takes the
     first. Raises SlimrankError for a file that is none, and, when images are taken, for other shapes, types and too few."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one bare array")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one bare array")
+        with file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]

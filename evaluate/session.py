@@ -90,6 +90,10 @@ def opened(
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=asked)
     except Exception as error:  # onnxruntime's exceptions share no base class
+        from .external import trouble
+
+        if told := trouble(path):
+            raise SlimrankError(told) from error
         reason = str(error).strip().splitlines()[0][:200]
         raise SlimrankError(f"ONNX Runtime cannot load {path}: {reason}; export it again") from error
     actual = session.get_providers()[0]

@@ -42,7 +42,7 @@ class Start:
 def start(
     model: str, path: str | Path, images: np.ndarray, *, provider: str = "cpu", threads: int = 1, tuning: Tuning = PLAIN
 ) -> Start:
-    """Start the file `path`, called `model`, in a new process, on zeros of the shape and type of `images`."""
+    """Start the file `path`, called `model`, in a new process, on ones of the shape and type of `images`."""
     asked = {
         "path": str(path), "provider": provider, "threads": threads, "tuning": asdict(tuning),
         "shape": images.shape, "kind": images.dtype.name,
@@ -57,8 +57,8 @@ def start(
 
 def main(asked: dict[str, Any]) -> dict[str, float]:
     """Load and run as asked, in this process; what `start` reads."""
-    images = np.zeros(asked["shape"], asked["kind"])
     before = peak_memory()
+    images = np.ones(asked["shape"], asked["kind"])  # zeros would take no memory before they are written
     began = time.perf_counter()
     session = opened(asked["path"], asked["provider"], asked["threads"], Tuning(**asked["tuning"]))
     loaded = time.perf_counter()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..clone import clone
 from ..errors import SlimrankError
+from ..evaluate.external import weights_beside
 from ..files import ready
 
 KEY = "slimrank"
@@ -106,17 +107,13 @@ def beside(path: Path) -> Path:
 
 def _weights_beside(path: Path) -> bool:
     """Whether an ONNX file's weights are those beside it; not so where there is no readable file."""
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # protobuf's own exceptions differ between versions
-        return False
-    return any(entry.value == beside(path).name for tensor in graph.initializer for entry in tensor.external_data)
+    return beside(path).name in weights_beside(path)
 
 
 def size(path: str | Path) -> int:
-    """Bytes of an ONNX file, with those of the weights beside it where it has any."""
+    """Bytes of an ONNX file, with those of the files beside it that hold its weights."""
     path = Path(path)
-    return path.stat().st_size + (beside(path).stat().st_size if _weights_beside(path) else 0)
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in weights_beside(path))
 
 
 def _where(report: str) -> str:

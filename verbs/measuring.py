@@ -20,7 +20,12 @@ RANKER_OPTIONS = {
 
 
 def inspect(args: argparse.Namespace) -> Result:
-    """layers, filter groups, what can be pruned, what not and why"""
+    """layers, filter groups, what can be pruned, what not and why; of an .onnx file its MACs"""
+    if args.checkpoint.suffix == ".onnx":
+        from ..compress.stages.bench import macs_of
+
+        counted = macs_of(args.checkpoint, asked(Reading(), args).images)
+        return counted.to_dict(), str(counted)
     from ..compress.stages.inspect import inspect
 
     found = inspect(asked(Reading(), args).load(args.checkpoint), asked(InspectOptions(), args))

@@ -14,7 +14,7 @@ from ...evaluate.feeds import fitted, stored
 from ...evaluate.imagespec import ImageSpec
 from ...evaluate.kernels import Profile, profiled
 from ...evaluate.latency import Comparison, Feed, compare
-from ...evaluate.onnx_macs import count_onnx
+from ...evaluate.onnx_macs import OnnxMacs, count_onnx
 from ...evaluate.runner import Runner
 from ...evaluate.startup import Start, start
 from ...evaluate.tune import Tuned, tune
@@ -97,6 +97,11 @@ def bench(
     feed = _feed(inputs, data, images)
     size = images.size
     files = [_file(name, Path(path), images) for name, path in models.items()]
+    if inputs is not None or data is not None:
+        for path in models.values():  # what does not fit is told before the first is timed
+            runner = Runner(path, size=size)
+            for batch in batches if runner.batch is None else [runner.batch]:
+                feed(runner, batch)
     timed = compare(models, providers=providers, batches=batches, threads=threads, seconds=seconds, size=size, feed=feed)
     starts = []
     for row in timed.results:
@@ -142,9 +147,13 @@ def _place(row: Any) -> str:
     return row.model if isinstance(row, File) else f"{row.model}, {row.provider}, batch {row.batch}, {row.threads} threads"
 
 
+def macs_of(path: Path, images: ImageSpec) -> OnnxMacs:
+    """Multiply-adds of one image of an ONNX file, operator by operator; `images`: their size where the file leaves it open."""
+    return count_onnx(path, Runner(path, size=images.size).sides())
+
+
 def _file(name: str, path: Path, images: ImageSpec) -> File:
-    runner = Runner(path, size=images.size)
-    counted = count_onnx(path, runner.sides())
+    counted = macs_of(path, images)
     return File(name, str(path), bytes_of(path), counted.macs, counted.uncounted)
 
 
