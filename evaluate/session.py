@@ -6,7 +6,6 @@ Free of torch: the process that tells how long a start takes, and how much memor
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnxruntime
 
@@ -24,6 +23,7 @@ REMEDIES = {
 }
 DEVICES = {"cuda": "cuda", "tensorrt": "cuda"}  # whose memory images and logits stay in while files are timed; others: cpu
 PROVIDER_OPTIONS = {"cuda": {"cudnn_conv_algo_search": "EXHAUSTIVE"}}  # ONNX Runtime's own default, said
+THREADS = {"openvino": "num_of_threads"}  # providers with threads of their own, and what sets their number
 LEVELS = {
     name: getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{value}")
     for name, value in {
@@ -56,7 +56,7 @@ class Tuning:
             f"options.intra_op_num_threads = {threads}\n"
             "options.graph_optimization_level = onnxruntime.GraphOptimizationLevel."
             f"{LEVELS[self.optimisation].name}\n{entries}"
-            f'session = onnxruntime.InferenceSession({str(path)!r}, options, providers=["{PROVIDERS[provider]}"])'
+            f"session = onnxruntime.InferenceSession({str(path)!r}, options, providers=[{_asked(provider, threads)!r}])"
         )
 
 
@@ -86,9 +86,8 @@ def opened(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    asked: list[Any] = [(wanted, PROVIDER_OPTIONS[provider]) if provider in PROVIDER_OPTIONS else wanted]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=asked)
+        session = onnxruntime.InferenceSession(str(path), options, providers=[_asked(provider, options.intra_op_num_threads)])
     except Exception as error:  # onnxruntime's exceptions share no base class
         from .external import trouble
 
@@ -103,6 +102,14 @@ def opened(
             f"their versions are those that this onnxruntime wants ({REMEDIES[provider]})"
         )
     return session
+
+
+def _asked(provider: str, threads: int) -> str | tuple[str, dict[str, str]]:
+    """A provider as a session takes it, with its own options where it has some."""
+    own = dict(PROVIDER_OPTIONS.get(provider, {}))
+    if provider in THREADS:
+        own[THREADS[provider]] = str(threads)
+    return (PROVIDERS[provider], own) if own else PROVIDERS[provider]
 
 
 def check_provider(provider: str) -> str:

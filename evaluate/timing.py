@@ -12,7 +12,7 @@ class Timing:
 
     batch: tuple[int, ...] = option((1, 8, 32), "batch sizes (default {default})")
     threads: tuple[int, ...] = option((1,), "thread counts, comma-separated")
-    providers: tuple[str, ...] = option(("cpu",), "cpu, cuda", flag=("--providers", "--provider"))
+    providers: tuple[str, ...] = option(("cpu",), "cpu, cuda, tensorrt, openvino", flag=("--providers", "--provider"))
 
     def check(self) -> "Timing":
         """Raise SlimrankError for settings that cannot be timed on this machine."""

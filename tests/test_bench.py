@@ -283,7 +283,11 @@ def test_a_provider_that_is_missing_says_what_to_install(monkeypatch, provider):
         session.check_provider(provider)
 
 
-def test_the_search_for_convolutions_on_a_gpu_is_said(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("provider", "options"),
+    [("cuda", {"cudnn_conv_algo_search": "EXHAUSTIVE"}), ("openvino", {"num_of_threads": "3"}), ("cpu", None)],
+)
+def test_a_provider_is_asked_for_what_is_told_of_it(tmp_path, monkeypatch, provider, options):
     asked = []
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(session.PROVIDERS.values()))
 
@@ -292,11 +296,12 @@ def test_the_search_for_convolutions_on_a_gpu_is_said(tmp_path, monkeypatch):
             asked.extend(providers)
 
         def get_providers(self):
-            return ["CUDAExecutionProvider"]
+            return [session.PROVIDERS[provider]]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fake)
-    session.opened(written(tmp_path / "m.onnx"), "cuda")
-    assert asked == [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE"})]
+    session.opened(written(tmp_path / "m.onnx"), provider, 3)
+    name = session.PROVIDERS[provider]
+    assert asked == [name if options is None else (name, options)]
 
 
 # -- expectations ----------------------------------------------------------------------------------------------------

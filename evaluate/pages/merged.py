@@ -35,8 +35,7 @@ class Row:
 
     @property
     def speedups(self) -> dict[Setting, float]:
-        times = self.run.times
-        return {at: times["baseline", at].median_ms / times[self.model, at].median_ms for at in self.run.settings}
+        return {at: self.run.speedup(self.model, at) for at in self.run.settings}
 
     @property
     def label(self) -> str:

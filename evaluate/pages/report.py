@@ -118,7 +118,7 @@ def _cards(run: Run) -> list[Card]:
     cards = []
     for provider, threads, batch in run.settings:
         at = provider, threads, batch
-        speedup = run.times["baseline", at].median_ms / run.times["compressed", at].median_ms
+        speedup = run.speedup("compressed", at)
         more = (f", {threads} threads" if threads > 1 else "") + (f", {provider}" if provider != "cpu" else "")
         cards.append(Card(f"{speedup:.2f}x", f"as fast, batch {batch}{more}", "good" if speedup > 1.02 else "bad"))
     cards.append(Card(f"{after.macs / before.macs:.0%}", "of the MACs"))
@@ -141,7 +141,7 @@ def _pivot(run: Run) -> Pivot:
     batches = sorted({batch for _, _, batch in run.settings})
     paths = list(dict.fromkeys((provider, threads) for provider, threads, _ in run.settings))
     intervals = {
-        (row.model, (row.provider, row.threads, row.batch)): (row.low, row.high)
+        (row.model, row.setting): (row.low, row.high)
         for row in run.bench.speedups
         if row.low is not None and row.high is not None
     }
@@ -153,11 +153,11 @@ def _pivot(run: Run) -> Pivot:
             cells: list[Cell | None] = []
             for batch in batches:
                 at = provider, threads, batch
-                timed, dense = run.times.get((model, at)), run.times.get(("baseline", at))
-                if timed is None or dense is None:
+                timed = run.times.get((model, at))
+                if timed is None or ("baseline", at) not in run.times:
                     cells.append(None)
                 else:
-                    speedup = None if model == "baseline" else dense.median_ms / timed.median_ms
+                    speedup = None if model == "baseline" else run.speedup(model, at)
                     cells.append(Cell(timed, speedup, intervals.get((model, at))))
             rows.append((f"{model}{path}", cells))
     return Pivot(batches, rows)

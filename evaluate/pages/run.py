@@ -44,6 +44,10 @@ class Speedup(Struct, frozen=True):
     low: float | None = None
     high: float | None = None
 
+    @property
+    def setting(self) -> Setting:
+        return self.provider, self.threads, self.batch
+
 
 class Machine(Struct, frozen=True):
     processor: str
@@ -162,6 +166,12 @@ class Run:
     @property
     def times(self) -> dict[tuple[str, Setting], Timed]:
         return {(row.model, row.setting): row for row in self.bench.results}
+
+    def speedup(self, model: str, at: Setting) -> float:
+        """How many times as fast as the baseline: as measured from pairs of runs, in older reports the ratio of medians."""
+        measured = [row.speedup for row in self.bench.speedups if (row.model, row.setting) == (model, at)]
+        times = self.times
+        return measured[0] if measured else times["baseline", at].median_ms / times[model, at].median_ms
 
     @property
     def settings(self) -> list[Setting]:
