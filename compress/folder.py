@@ -14,7 +14,8 @@ from .stages.place import Place, difference
 
 LEFT = {  # the files of each stage that later ones read, or users
     "baseline": ("stages/dense.onnx",), "rank": ("stages/scores.json",), "prune": ("stages/pruned.safetensors",),
-    "finetune": ("stages/finetuned.safetensors",), "specialize": ("slim.safetensors",), "export": ("model.onnx",),
+    "finetune": ("stages/finetuned.safetensors",), "specialize": ("slim.safetensors",),
+    "export": ("model.onnx", "model-float.onnx"),
 }  # fmt: skip
 KEPT = ("specialize", "export")  # whose files are the result: those of the others are for stages to come
 
@@ -83,21 +84,22 @@ class Folder:
             raise SlimrankError(f"the images behind `data` have changed since the run in {self.path} began; {self.anew}")
         finished = len(rows) == len(stages)
         for row in rows:
-            names = LEFT.get(row["name"], ()) if not finished or row["name"] in KEPT else ()
+            left = LEFT.get(row["name"], ()) if not finished or row["name"] in KEPT else ()
+            names = [name for name in left if name in files]
             if not all((self.path / name).exists() for name in names):
                 break
             for name in names:
-                if name in files and _hashed(self.path / name) != files[name]:
+                if _hashed(self.path / name) != files[name]:
                     raise SlimrankError(f"{self.path / name} is not as this run left it; {self.anew}")
             self.done[row["name"]] = row
         if finished and len(self.done) < len(stages):  # stages before them are wanted again, with their files
-            self._forget_from_the_first_lost()
+            self._forget_from_the_first_lost(files)
         self.files = {name: files[name] for stage in self.done for name in LEFT.get(stage, ()) if name in files}
 
-    def _forget_from_the_first_lost(self) -> None:
+    def _forget_from_the_first_lost(self, files: Mapping[str, str]) -> None:
         lost = False
         for stage in list(self.done):
-            lost = lost or not all((self.path / name).exists() for name in LEFT.get(stage, ()))
+            lost = lost or not all((self.path / name).exists() for name in LEFT.get(stage, ()) if name in files)
             if lost:
                 del self.done[stage]
 

@@ -10,7 +10,7 @@ from ..option import flat, nested, option
 from .head.options import BY_GATES, HeadOptions
 from .pruning.options import BUDGETS, Cut
 from .rankers import DEFAULT
-from .stages.options import PruneOptions
+from .stages.options import ExportOptions, PruneOptions
 from .training.recipe import Recipe
 
 HEADS = ("auto", "linear", "gather", "tiled", "int8")
@@ -39,6 +39,10 @@ class CompressOptions:
     head: str = option(
         "auto", "auto (default: subspaces where they are faster), linear, gather, tiled, int8", table="specialize"
     )
+    int8: bool = option(
+        False, "model.onnx in int8 where that is faster and accurate (see export), and --latency counts it; needs --data",
+        table="export",
+    )  # fmt: skip
     rivals: bool = option(False, "also train the dense model and a random cut equally long")
     seed: int = option(0)
     device: str = option("cpu")
@@ -47,7 +51,7 @@ class CompressOptions:
     @property
     def cut(self) -> Cut:
         """The budget asked for; half of the MACs where none is."""
-        cut = self.pruning.cut
+        cut = replace(self.pruning.cut, int8=self.int8 and self.pruning.cut.clocked)
         return replace(cut, macs=HALF.macs) if all(getattr(cut, name) is None for name in BUDGETS) else cut
 
     @property
@@ -72,6 +76,11 @@ class CompressOptions:
         )  # fmt: skip
 
     @property
+    def export(self) -> ExportOptions:
+        """The options of the export stage."""
+        return ExportOptions(int8=self.int8, timing=self._clock if self.int8 else None)
+
+    @property
     def specialize(self) -> HeadOptions:
         """The options of the head; k2 auto finds the smallest within a hundredth of top-1."""
         return replace(
@@ -92,6 +101,9 @@ class CompressOptions:
             raise SlimrankError("`select` gates is for specialize: compress moves the weights that gates were trained with")
         if not images and (self.rivals or self.head in ("gather", "tiled", "int8")):
             raise SlimrankError("`rivals` and `head` gather, tiled or int8 need images; add `data`")
+        self.export.check(images)
+        if self.int8 and self._clock.providers != ("cpu",):
+            raise SlimrankError("`int8` is for the CPU: name cpu first in `providers`, or leave `int8` out")
         if not labels and self.rivals:
             raise needs_labels("`rivals`")
         replace(self.finetuning, epochs=self.finetuning.epochs or 1).check()

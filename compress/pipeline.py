@@ -22,6 +22,7 @@ from ..evaluate.macs import count
 from ..evaluate.pages.merged import Merged
 from ..evaluate.pages.report import report_page
 from ..evaluate.pages.run import run_of
+from ..evaluate.runner import Runner
 from ..export.to_onnx import export as to_onnx
 from ..export.to_onnx import size
 from ..files import write_json, write_text
@@ -39,13 +40,14 @@ from .recipes.recipe import RECIPE, written_recipe
 from .rows import ROWS, BaselineRow, BenchRow, ExportRow, FinetuneRow, PruneRow, RankRow, RivalsRow, Row, SpecializeRow
 from .stages.export import export, onnx_metadata
 from .stages.finetune import finetune
-from .stages.measure import Decided, agreement, decided
+from .stages.measure import Decided, agreement, decided, decided_by
 from .stages.place import Place, identity
 from .stages.prune import prune
 from .stages.rank import rank
 from .stages.rivals import rivals
 
 DENSE = "dense.onnx"
+FLOAT = "model-float.onnx"  # beside model.onnx, where this is in int8
 R = TypeVar("R", bound=Row)
 
 
@@ -336,18 +338,46 @@ def _original(run: Run, indices: list[list[int]]) -> list[list[int]]:
 def _export(run: Run) -> ExportRow:
     slim = run.slim(run.out / "slim.safetensors")
     counted = count(slim.model, slim.preprocessing.shape)
-    file = export(slim, run.out / "model.onnx", run.data, seed=run.options.seed)
-    after = run.decided(slim.model)
+    asked, after, int8 = run.options.export, run.decided(slim.model), None
+    if asked.int8:
+        to_onnx(slim.model, slim.example(), run.out / FLOAT, onnx_metadata(slim))
+        asked = replace(asked, max_drop=_left_to_lose(run, slim))
+    file = export(slim, run.out / "model.onnx", run.data, asked, seed=run.options.seed)
+    if file.int8 is not None:
+        assert run.data is not None
+        float_file = {"top1": after and after.top1, "agreement": _same(run, after), "bytes": size(run.out / FLOAT)}
+        int8 = {**file.int8.to_dict(), "float": float_file}
+        if file.int8.taken:
+            after = decided_by(Runner(run.out / "model.onnx"), run.data)
+        else:
+            (run.out / FLOAT).unlink()
     return ExportRow(
-        top1=None if after is None else after.top1, agreement=agreement(run.dense, after) if run.dense and after else None,
-        macs=counted.macs, params=counted.params, bytes=file.bytes, parity=file.parity.to_dict(),
-        says=f"{file.bytes:,} bytes; {file.parity}",
+        top1=None if after is None else after.top1, agreement=_same(run, after), macs=counted.macs, params=counted.params,
+        bytes=file.bytes, parity=file.parity.to_dict(), int8=int8,
+        says=f"{file.bytes:,} bytes; {file.parity}" if file.int8 is None else f"{file.bytes:,} bytes; {file.int8}",
     )  # fmt: skip
+
+
+def _left_to_lose(run: Run, slim: Checkpoint) -> float | None:
+    """What int8 may lose of a `max_drop`, which the cut has used a part of; None where there is none."""
+    allowed, before = run.options.cut.max_drop, run.row(PruneRow).validation_top1_before
+    if allowed is None or before is None or run.data is None:
+        return None
+    after = decided(slim.model, run.data, "validation", device=run.options.device).top1
+    assert after is not None
+    return max(0.0, allowed - (before - after))
+
+
+def _same(run: Run, after: Decided | None) -> float | None:
+    return agreement(run.dense, after) if run.dense and after else None
 
 
 def _bench(run: Run) -> BenchRow:
     timing = run.options.timing
     models: dict[str, str | Path] = {"baseline": run.at(DENSE), "compressed": run.out / "model.onnx"}
+    exported = run.row(ExportRow).int8
+    if exported is not None and exported["taken"]:
+        models["compressed, float"] = run.out / FLOAT
     models |= {rival.model: run.at(rival.file) for rival in run.row(RivalsRow).rows if rival.file != DENSE}
     timed = compare(models, providers=timing.providers, batches=timing.batch, threads=timing.threads)
     ours = [row for row in timed.speedups if row.model == "compressed"]

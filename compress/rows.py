@@ -84,13 +84,17 @@ class SpecializeRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRow(Row):
+    """What model.onnx is; `int8`: where it was asked for, what it came to, and of the float file top1, agreement and bytes."""
+
     STAGE = "export"
+    OMITTED = ("int8",)
     top1: float | None
     agreement: float | None = None
     macs: int
     params: int
     bytes: int
     parity: dict[str, Any]
+    int8: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

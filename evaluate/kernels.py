@@ -19,6 +19,7 @@ from .runner import Runner
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 SHOWN = 15  # kernels in the printed table
+QUANTISED = "_quantized"  # what its quantiser appends to the name of an initializer
 FUSED = ("_nchwc", "_bn")  # what ONNX Runtime appends to the name of the tensor that a fused kernel makes
 
 
@@ -114,12 +115,25 @@ def profile(
     ]
 
 
+def by_weight(kernels: list[Kernel]) -> dict[str, float]:
+    """Milliseconds of each weight's kernels, with what runs before the next one; what runs first counts to the first."""
+    found: dict[str, float] = {}
+    weight = next((kernel.weight for kernel in kernels if kernel.weight is not None), "")
+    for kernel in kernels:
+        weight = kernel.weight or weight
+        found[weight] = found.get(weight, 0.0) + kernel.median_ms
+    return found
+
+
 def _weighted(op: str) -> bool:
     return any(kind in op for kind in WEIGHTED)
 
 
 def _weights(path: str | Path) -> Callable[[str], str | None]:
-    """A function from a kernel's name to the initializer that its conv or matrix product reads."""
+    """A function from a kernel's name to the initializer that its conv or matrix product reads.
+
+    An int8 weight, which is read through DequantizeLinear, has the name of the float one that it was made of.
+    """
     graph = onnx.load(path).graph
     constants = {tensor.name for tensor in graph.initializer}
     producer = {output: node for node in graph.node for output in node.output}
@@ -132,7 +146,14 @@ def _weights(path: str | Path) -> Callable[[str], str | None]:
         node = producer.get(name) or named.get(name.split("_token_")[0])
         while node is not None and node.op_type not in WEIGHTED:  # the kernel is named after what was fused last
             node = producer.get(node.input[0]) if node.input else None
-        return None if node is None else next((i for i in node.input[1:] if i in constants), None)
+        return None if node is None else next(filter(None, map(constant, node.input[1:])), None)
+
+    def constant(name: str) -> str | None:
+        if name in constants:
+            return name
+        node = producer.get(name)
+        int8 = node is not None and node.op_type == "DequantizeLinear" and node.input[0] in constants
+        return node.input[0].removesuffix(QUANTISED) if int8 and node is not None else None
 
     return weight
 

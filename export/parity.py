@@ -18,7 +18,7 @@ class Parity:
     """A model's logits against its ONNX file's, on `images` images or, as `on` says, random inputs.
 
     `agreement`: share of equal decisions; `relative`: the largest difference over the logits' spread (standard deviation of
-    all logits of the model).
+    all logits of the model); `top1`: of the file, where the images have labels.
     """
 
     max_abs_diff: float
@@ -26,6 +26,7 @@ class Parity:
     agreement: float
     images: int
     on: str
+    top1: float | None = None
 
     def check(self, tolerance: float) -> "Parity":
         """Raise SlimrankError where the largest difference is more than this share of the logits' spread."""
@@ -40,9 +41,10 @@ class Parity:
         return asdict(self)
 
     def __str__(self) -> str:
+        top1 = "" if self.top1 is None else f", top-1 {self.top1:.4f}"
         return (
             f"largest logit difference {self.max_abs_diff:.2e} ({self.relative:.1e} of the spread), "
-            f"same decision on {self.agreement:.4%} of {self.images:,} {self.on}"
+            f"same decision on {self.agreement:.4%} of {self.images:,} {self.on}{top1}"
         )
 
 
@@ -52,9 +54,9 @@ def parity(model: nn.Module, runner: Runner, batches: Iterable[tuple[Tensor, Any
     Raises SlimrankError without images, and where the logits do not vary: agreement of constants proves nothing.
     """
     predict = predictor(model)
-    largest, same, n = 0.0, 0, 0
+    largest, same, right, n, labelled = 0.0, 0, 0, 0, True
     total = squares = count = 0.0
-    for images, _ in tqdm(batches, desc="parity", leave=False, disable=None):
+    for images, labels in tqdm(batches, desc="parity", leave=False, disable=None):
         reference, logits = predict(images).cpu(), runner(images.cpu())
         if logits.shape != reference.shape:
             raise SlimrankError(
@@ -62,6 +64,8 @@ def parity(model: nn.Module, runner: Runner, batches: Iterable[tuple[Tensor, Any
             )
         largest = max(largest, float((reference - logits).abs().nan_to_num(nan=torch.inf).max()))
         same += int((reference.argmax(1) == logits.argmax(1)).sum())
+        labelled = labelled and labels is not None and not bool((labels < 0).any())
+        right += int((logits.argmax(1) == labels.cpu()).sum()) if labelled else 0
         n += len(images)
         wide = reference.double()
         total, squares, count = total + float(wide.sum()), squares + float((wide**2).sum()), count + wide.numel()
@@ -70,4 +74,4 @@ def parity(model: nn.Module, runner: Runner, batches: Iterable[tuple[Tensor, Any
     spread = max(squares / count - (total / count) ** 2, 0.0) ** 0.5
     if spread < 1e-12 or not torch.isfinite(torch.tensor(spread)):
         raise SlimrankError("the logits do not vary between images and classes: the model is dead, parity proves nothing")
-    return Parity(largest, largest / spread, same / n, n, on)
+    return Parity(largest, largest / spread, same / n, n, on, right / n if labelled else None)

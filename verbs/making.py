@@ -126,7 +126,7 @@ def export(args: argparse.Namespace) -> Result:
     from ..compress.stages.export import export
 
     output(args.out, ".onnx", args.checkpoint)
-    wanted = asked(ExportOptions(), args).check()
+    wanted = asked(ExportOptions(), args).check(args.data is not None)
     checkpoint, data = perhaps(args)
     done = export(checkpoint, args.out, data, wanted, seed=args.seed)
     return done.to_dict(), str(done)

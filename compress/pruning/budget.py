@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from ...errors import SlimrankError
 from ...evaluate.timing import Timing
-from ...export.to_onnx import export
 from ..channels.groups import ChannelMap
 from ..rankers.scores import FilterScores
 from .costs import Costs, measure_costs
-from .latency_budget import time_share, within_time
+from .latency_budget import time_share, to_time, within_time
 from .options import Cut
 from .plan import PruningPlan
 from .select import guarded, runtime_block, select, unscored
@@ -26,7 +25,9 @@ def costs_for(cut: Cut, model: nn.Module, channels: ChannelMap, example: Tensor,
     if not cut.clocked:
         return None
     block = runtime_block()
-    return measure_costs(model, channels, example, block=block, batches=timing.batch, threads=timing.threads[0])
+    return measure_costs(
+        model, channels, example, block=block, batches=timing.batch, threads=timing.threads[0], int8=cut.int8
+    )  # fmt: skip
 
 
 def plan(
@@ -59,7 +60,8 @@ def plan(
     assert costs is not None
     head_share = costs.terms[channels.classifier][0] if channels.classifier in costs.terms else 0.0
     chosen = within_time(
-        cut.latency, lambda share: selected(latency=share), model, channels, example, timing, head_share
+        cut.latency, lambda share: selected(latency=share), model, channels, example, timing, head_share,
+        cut.int8,
     )  # fmt: skip
     left_whole = unscored(channels, scores, guarded(channels, cut.protect))
     return replace(chosen, note="; ".join(filter(None, [chosen.note, left_whole])))
@@ -82,8 +84,11 @@ def reached_by(
     gone = channels.removed(keep)
     if name == "latency":
         with tempfile.TemporaryDirectory() as folder:
-            files = [export(model, example, Path(folder) / f"{i}.onnx", {}) for i, model in enumerate((dense, smaller))]
-            return time_share(files[0], files[1], timing)
+            files = (
+                to_time(dense, example, Path(folder) / "dense.onnx", False),
+                to_time(smaller, example, Path(folder) / "cut.onnx", cut.int8),
+            )
+            return time_share(*files, timing)
     if name == "ratio":
         return sum(map(len, keep.values())) / sum(channels.group(layer).units for layer in keep)
     cost = channels.macs if name == "macs" else channels.params

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...evaluate.kernels import matrices, profile
+from ...export.int8 import int8_to_time
 from ...export.to_onnx import export
 from ..channels.groups import ChannelMap, Group, stays
 from ..network.resize import CONVS
@@ -68,9 +69,11 @@ class Costs:
 
 def measure_costs(
     model: nn.Module, channels: ChannelMap, example: Tensor,
-    *, block: int, batches: Sequence[int] = (1,), threads: int = 1, seed: int = 0,
+    *, block: int, batches: Sequence[int] = (1,), threads: int = 1, seed: int = 0, int8: bool = False,
 ) -> Costs:  # fmt: skip
     """Profile `model` and COPIES copies of random widths; takes an export of each, and a second for each batch size.
+
+    `int8`: what the layers cost in int8.
 
     Raises SlimrankError where the exporter or ONNX Runtime refuses the model.
     """
@@ -81,7 +84,8 @@ def measure_costs(
         for gone in tqdm(cuts, desc="time of layers", leave=False, disable=None):
             copy = cut(model, channels, gone)
             path = export(copy, example, Path(folder) / "copy.onnx", {})
-            times.append({batch: by_layer(copy, channels, path, batch, threads) for batch in batches})
+            timed = int8_to_time(path, Path(folder) / "int8.onnx", example) if int8 else path
+            times.append({batch: by_layer(copy, channels, path, batch, threads, timed) for batch in batches})
             widths.append({name: _channels(model, channels, name, gone, block) for name in channels.positions})
     whole = {batch: sum(layers.values()) for batch, layers in times[0].items()}
     shares = [
@@ -101,10 +105,15 @@ def measure_costs(
     return replace(made, error=max(abs(fitted - real) / real for fitted, real in totals))
 
 
-def by_layer(model: nn.Module, channels: ChannelMap, path: Path, batch: int, threads: int) -> dict[str, float]:
-    """Milliseconds of each conv and linear layer of an exported network, with what runs before the next one."""
+def by_layer(
+    model: nn.Module, channels: ChannelMap, path: Path, batch: int, threads: int, timed: Path | None = None
+) -> dict[str, float]:
+    """Milliseconds of each conv and linear layer of an exported network, with what runs before the next one.
+
+    `timed`: the file that runs, where it is the int8 one that was made of `path`.
+    """
     owners = {f"{name}.weight": name for name in channels.positions}
-    kernels = profile(path, batch=batch, threads=threads)
+    kernels = profile(timed or path, batch=batch, threads=threads)
     linear = {n: m.weight.detach().numpy() for n in channels.positions if isinstance(m := model.get_submodule(n), nn.Linear)}
     unknown = {kernel.weight for kernel in kernels if kernel.weight is not None} - owners.keys()
     for tensor, value in matrices(path, unknown).items():

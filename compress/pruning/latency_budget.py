@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...evaluate.latency import compare
 from ...evaluate.timing import Timing
+from ...export.int8 import int8_to_time
 from ...export.to_onnx import export
 from ..channels.groups import ChannelMap
 from .plan import PruningPlan
@@ -42,11 +43,13 @@ def within_time(
     example: Tensor,
     timing: Timing,
     head_share: float,
+    int8: bool = False,
 ) -> PruningPlan:
     """Find the plan whose measured share of the dense network's time is nearest to `goal`.
 
     `promised(share)`: the plan that takes this share by the fitted costs; raises OutOfReach. `head_share`: the classifier's
-    own share of the time, for the error. Raises OutOfReach where the smallest cut that the rules allow takes too long.
+    own share of the time, for the error. `int8`: the cut network is timed in int8, the dense one in float. Raises OutOfReach
+    where the smallest cut that the rules allow takes too long.
     """
     timed: list[Candidate] = []
     asked = goal
@@ -62,7 +65,9 @@ def within_time(
                 plan = promised(asked)
             if any(plan.keep == candidate.plan.keep for candidate in timed):
                 break
-            smaller = export(sliced(model, channels, channels.removed(plan.keep)), example, Path(folder) / "cut.onnx", {})
+            smaller = to_time(
+                sliced(model, channels, channels.removed(plan.keep)), example, Path(folder) / "cut.onnx", int8
+            )  # fmt: skip
             timed.append(Candidate(asked, time_share(dense, smaller, timing), plan))
             if abs(timed[-1].share / goal - 1) <= CLOSE:
                 break
@@ -74,7 +79,7 @@ def within_time(
             f"measured (the classifier alone about {head_share:.3f}); allow more, or protect less",
             nearest.share,
         )
-    note = f"measured {nearest.share:.3f} of the time for `latency` {goal}"
+    note = f"measured {nearest.share:.3f} of the time{' in int8' if int8 else ''} for `latency` {goal}"
     if abs(nearest.share / goal - 1) > FAR:
         note += f": the nearest of {len(timed)} cuts that were timed; whole blocks of channels come no nearer"
     budget = {**nearest.plan.budget, "latency": goal, "measured": round(nearest.share, 4)}
@@ -89,6 +94,12 @@ def _next_target(goal: float, timed: list[Candidate]) -> float:
         return min(0.999, timed[-1].asked * goal / timed[-1].share)
     place = min(0.85, max(0.15, (goal - below.share) / (above.share - below.share)))
     return below.asked + place * (above.asked - below.asked)
+
+
+def to_time(model: nn.Module, example: Tensor, path: Path, int8: bool) -> Path:
+    """Export a network for its time alone; `int8`: all of it in int8."""
+    export(model, example, path, {})
+    return int8_to_time(path, path.with_name(f"int8-{path.name}"), example) if int8 else path
 
 
 def time_share(dense: Path, smaller: Path, timing: Timing) -> float:

@@ -15,7 +15,8 @@ class Cut:
     """One budget and the rules of the cut.
 
     `ratio` is the share of filters removed; `macs`, `params` and `latency` the share kept; `max_drop` the top-1 on
-    validation that may be lost, 0.01 being one point. `timed`: cut where time goes, whatever the budget.
+    validation that may be lost, 0.01 being one point. `timed`: cut where time goes, whatever the budget;
+    `int8`: the cut network is timed in int8, as a share of the dense float network's time.
     """
 
     ratio: float | None = option(None, "share of filters to remove, between 0 and 1")
@@ -30,6 +31,7 @@ class Cut:
     )
     align: int | None = option(None, "keep conv widths at multiples of this (default: ONNX Runtime's block; 1: off)")
     timed: bool = option(False, "time every layer first and cut where time goes; --latency always")
+    int8: bool = option(False, "--latency (and --timed) time networks in int8, as `export --int8` will write them")
     protect: tuple[str, ...] = option((), "keep all filters of this layer's group (repeatable)", metavar="LAYER", repeat=True)
     min_filters: int = option(1, "filters that every layer keeps (default 1)")
 
@@ -54,6 +56,10 @@ class Cut:
             raise SlimrankError(f"`min_filters` is {self.min_filters}, must be at least 1")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise SlimrankError(f"`max_drop` is {self.max_drop}, must lie in 0..1; 0.01 is one point of top-1")
+        if self.int8 and not self.clocked:
+            raise SlimrankError(
+                "`int8` says what `latency` and `timed` measure; add one, or leave it out: `export` writes int8"
+            )
         if self.clocked and timing.providers != ("cpu",):
             raise SlimrankError("layers are timed on the CPU provider only; leave out `providers`, `latency` or `timed`")
         timing.check()

@@ -186,8 +186,8 @@ def _head(checkpoint: Path, asked: CompressOptions, reading: Mapping[str, Any]) 
         words += ["--model-arg", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     command = shlex.join([*words, "--recipe", RECIPE, "--out", "AGAIN"])
     lines = ["Repeats this run, to the bit on the same CPU:", "  " + "".join(map(_printable, command))]
-    if asked.cut.clocked or asked.head == "auto":
-        lines.append("Where the clock decides (`latency`, `timed`, a faster `head`), another day may decide otherwise.")
+    if asked.cut.clocked or asked.head == "auto" or asked.int8:
+        lines.append("Where the clock decides (`latency`, `timed`, `int8`, a faster `head`), another day may decide otherwise.")
     return lines
 
 

@@ -1,5 +1,6 @@
 """What several stages measure, and on which images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -25,9 +26,14 @@ class Decided:
 
 def decided(model: nn.Module, data: Data, split: str = "test", *, device: str = "cpu") -> Decided:
     """Take a network's decisions on a split, and its accuracy where there are labels, in one pass."""
-    images = data.split(split)
     with on(device, model):
-        classes = decisions(predictor(model), images.batches(device=device))
+        return decided_by(predictor(model), data, split, device=device)
+
+
+def decided_by(predict: Callable[[Tensor], Tensor], data: Data, split: str = "test", *, device: str = "cpu") -> Decided:
+    """As `decided`, of whatever makes logits of images: an ONNX file's Runner."""
+    images = data.split(split)
+    classes = decisions(predict, images.batches(device=device))
     return Decided(classes, None if data.classes is None else _share(classes == images.labels))
 
 

@@ -144,16 +144,38 @@ class EvaluateOptions:
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     opset: int | None = option(None, "of ONNX's operators, 18 (ONNX Runtime 1.14) to 23 (default: the exporter's own)")
-    tolerance: float = option(0.01, "largest difference from PyTorch, as a share of the logits' spread (default {default})")
+    tolerance: float = option(
+        0.01, "largest difference of the float file from PyTorch, as a share of the logits' spread (default {default})"
+    )
+    int8: bool = option(False, "int8 where it is faster and accurate, calibrated on training images (needs --data)")
+    max_drop: float | None = option(
+        None,
+        "with --int8: validation top-1 that it may lose (default 0.01: one point); without labels, share of decisions that it "
+        "may change (default 0.05)",
+    )
+    timing: Timing | None = nested(ONE_IMAGE, unasked=True, only=("batch", "threads"))
 
-    def check(self) -> "ExportOptions":
-        """Raise SlimrankError for an opset that is not written, and a tolerance that is no share."""
+    def check(self, images: bool = False) -> "ExportOptions":
+        """Raise SlimrankError for an opset that is not written, a share that is none, and int8 without images."""
         from ...export.to_onnx import check_opset
 
         check_opset(self.opset)
         if not 0 <= self.tolerance < math.inf:
             raise SlimrankError(f"`tolerance` is {self.tolerance}, must be a share of the logits' spread, as 0.01")
+        if not self.int8:
+            if self.max_drop is not None or self.timing is not None:
+                raise SlimrankError("`max_drop`, `batch` and `threads` say what `int8` is held to; add it, or leave them out")
+            return self
+        if not images:
+            raise SlimrankError("`int8` is calibrated and judged on images; add `data`, labels are not needed")
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise SlimrankError(f"`max_drop` is {self.max_drop}, must lie in 0..1; 0.01 is one point of top-1")
+        self.clock.check().single("`int8` is timed at one `threads`; name one")
         return self
+
+    @property
+    def clock(self) -> Timing:
+        return self.timing or ONE_IMAGE
 
 
 @dataclass(frozen=True, kw_only=True)
