@@ -3,10 +3,10 @@
 Everything is decided on images that calibrated nothing. Groups are bisected: a group that costs nothing is left at once.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +295,7 @@ class _Search:
 
 def standard_error(before: Tensor, after: Tensor) -> float:
     """Of the difference of two shares of the same images: only those count that are in one of them."""
-    return int((before != after).sum()) ** 0.5 / len(before)
+    return math.sqrt(int((before != after).sum())) / len(before)
 
 
 def names(layers: Iterable[FloatLayer]) -> list[str]:
@@ -303,8 +303,7 @@ def names(layers: Iterable[FloatLayer]) -> list[str]:
 
 
 def _mean(speedups: dict[str, float]) -> float:
-    product: float = prod(speedups.values())
-    return float(product ** (1 / len(speedups)))
+    return math.prod(speedups.values()) ** (1 / len(speedups))
 
 
 def _share(equal: Tensor) -> float:
