@@ -4,11 +4,11 @@
         [--lite0 efficientnet-lite0-57934424.pth --images images:imagenet-sample-1000/test] [--cache FOLDER] [--rerun]
 
 resnet18 on Tiny ImageNet: half of the MACs, whole blocks of channels, by fpgm and by reconstruct over all layers, repaired on
-4,000 training images, nothing trained; validation images, which int8 is decided on, are a fifth of val/, accuracy is on 5,000 of
-the others. Rivals: the dense network in int8, the pruned one in float, and plain int8: every layer, least and greatest
+4,000 training images, nothing trained; validation images, which int8 is decided on, are a fifth of val/, accuracy is on 5,000
+of the others. Rivals: the dense network in int8, the pruned one in float, and plain int8: every layer, least and greatest
 values, no search. EfficientNet-Lite0 on the sample of ImageNet without labels (published preprocessing): decisions as the
-dense network's on images that nothing was fitted to. mobilenet_v2 has random weights: time alone. Files lie in --cache; times of
-all files of a network are from one interleaved run on one thread, at batch 1 and 8, against dense float; `--rerun` takes
+dense network's on images that nothing was fitted to. mobilenet_v2 has random weights: time alone. Files lie in --cache; times
+of all files of a network are from one interleaved run on one thread, at batch 1 and 8, against dense float; `--rerun` takes
 them anew. Times want a quiet machine: without one, run with `--no-times` and again later.
 Rows are saved as they come to results/int8.json, with the processor. Printed figures are those of docs/results.md.
 """
