@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import SlimrankError
 from ..evaluate.data import Images
 from ..evaluate.kernels import by_weight, profile
-from ..evaluate.latency import compare
+from ..evaluate.latency import Speedup, compare
 from ..evaluate.runner import Runner
 from ..evaluate.timing import Timing
 from .calibration import BATCH, Ranges, calibrate
@@ -100,7 +100,7 @@ class FloatLayer:
 @dataclass(frozen=True, kw_only=True)
 class Int8:
     """What int8 came to on `images` images. `methods`: agreement of the whole network in int8 by calibration; `before`: the
-    float file, `after`: the one with `floats` left float; `speedup` of this by batch size; `taken`: it was written, else the
+    float file, `after`: the one with `floats` left float; `speedups` of this, a row a batch size; `taken`: it was written, else the
     float file was."""
 
     taken: bool
@@ -112,7 +112,7 @@ class Int8:
     calibration_images: int
     before: Judged
     after: Judged
-    speedup: dict[str, float]
+    speedups: list[Speedup] = field(default_factory=list)
     bytes_float: int
     bytes: int
     seven_bits: bool
@@ -120,8 +120,8 @@ class Int8:
 
     def to_dict(self) -> dict[str, Any]:
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        floats = [asdict(layer) for layer in self.floats]
-        return {**plain, "floats": floats, "before": self.before.to_dict(), "after": self.after.to_dict()}
+        rows = {"floats": [asdict(layer) for layer in self.floats], "speedups": [row.to_dict() for row in self.speedups]}
+        return {**plain, **rows, "before": self.before.to_dict(), "after": self.after.to_dict()}
 
     def __str__(self) -> str:
         left = f"\nfloat: {', '.join(map(str, self.floats))}" if self.floats else ""
@@ -147,16 +147,16 @@ def mixed(
         whole = {method: judged.agreement for method, judged in search.whole.items()}
         result = Int8(
             taken=False, method=search.method, methods=whole, layers=len(search.file.layers), floats=found, images=len(judged),
-            calibration_images=len(calibration), before=judge.float, after=search.judged(names(found)), speedup={},
+            calibration_images=len(calibration), before=judge.float, after=search.judged(names(found)),
             bytes_float=size(path), bytes=0, seven_bits=search.file.kernels.seven_bits,
         )  # fmt: skip
         if len(found) == result.layers:
             return replace(result, says=f"int8 left out: {_all(found)}; the float file is written")
         written = search.written(names(found))
-        speedup = search.speedup(written)
-        result = replace(result, speedup=speedup, bytes=size(written))
-        shown = ", ".join(f"{value:.2f}x at batch {batch}" for batch, value in speedup.items())
-        if _mean(speedup) < 1:
+        speedups = search.speedups(written)
+        result = replace(result, speedups=speedups, bytes=size(written))
+        shown = ", ".join(f"{str(row).strip()} at batch {row.batch}" for row in speedups)
+        if _mean(speedups) < 1:
             return replace(result, says=f"int8 left out: at its best it is slower here, {shown}; the float file is written")
         with replacing(out) as fresh:
             search.file.write(fresh, search.ranges[search.method], names(found))
@@ -233,12 +233,11 @@ class _Search:
     def exhausted(self) -> bool:
         return len(self.known) >= MOST
 
-    def speedup(self, path: Path, against: Path | None = None) -> dict[str, float]:
-        """Of a file over the float one, or another, by batch size."""
-        timed = compare(
+    def speedups(self, path: Path, against: Path | None = None) -> list[Speedup]:
+        """Of a file over the float one, or another, a row a batch size."""
+        return compare(
             {"float": against or self.file.path, "int8": path}, batches=self.timing.batch, threads=self.timing.threads[:1]
-        )  # fmt: skip
-        return {str(row.batch): round(row.speedup, 4) for row in timed.speedups}
+        ).speedups
 
     def times(self) -> dict[str, tuple[float, float]]:
         """Milliseconds of each layer, float and int8, with what runs before the next one; mean over the batch sizes."""
@@ -258,13 +257,13 @@ class _Search:
         def faster(group: list[str]) -> list[str]:
             if not group or len(group) == len(times):
                 return group
-            if _mean(self.speedup(self.written(group), whole)) >= FASTER:
+            if _surely_faster(self.speedups(self.written(group), whole)):
                 return group
             half = len(group) // 2
             return [*faster(group[:half]), *faster(group[half:])] if half else []
 
         found = faster([name for name, (in_float, in_int8) in times.items() if in_int8 > SLOWER * in_float])
-        return found if found and _mean(self.speedup(self.written(found), whole)) >= FASTER else []
+        return found if found and _surely_faster(self.speedups(self.written(found), whole)) else []
 
     def costly(self, group: list[str], floats: frozenset[str]) -> dict[str, float]:
         """Layers of a group that regain COSTLY of the decisions each; a group that regains less is not looked into."""
@@ -302,8 +301,12 @@ def names(layers: Iterable[FloatLayer]) -> list[str]:
     return [one.layer for one in layers]
 
 
-def _mean(speedups: dict[str, float]) -> float:
-    return math.prod(speedups.values()) ** (1 / len(speedups))
+def _mean(speedups: list[Speedup]) -> float:
+    return math.prod(row.speedup for row in speedups) ** (1 / len(speedups))
+
+
+def _surely_faster(speedups: list[Speedup]) -> bool:
+    return _mean(speedups) >= FASTER and all(row.low is None or row.low > 1 for row in speedups)
 
 
 def _share(equal: Tensor) -> float:
