@@ -22,7 +22,9 @@ def needs_labels(what: str, remedy: str = "give data with classes, as folder:DIR
 class DataSpec:
     """A data set and its splits, not yet read: see `open_data`, which `open` calls, for every field."""
 
-    data: str = option(MISSING, "digits, mnist:DIR, cifar10:DIR, folder:DIR, images:DIR (no labels), ...", metavar="SPEC")
+    data: str = option(
+        MISSING, "digits, glyphs, mnist:DIR, cifar10:DIR, folder:DIR, images:DIR (no labels), ...", metavar="SPEC"
+    )
     validation: str = option("train:0.1", "train:F or test:F (default train:0.1)")
     limit: int | None = option(None, "at most this many images of each split")
     seed: int = option(0)

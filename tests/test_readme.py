@@ -264,23 +264,28 @@ def test_the_readme_table_has_the_figures_of_the_results():
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    from slimrank.compress.demo import prepare
+    """The demo with few images and epochs: budget and shapes are the README's, accuracy is not."""
+    from slimrank.compress import demo
+    from slimrank.evaluate.dataspec import DataSpec
 
-    return prepare(tmp_path_factory.mktemp("demo") / "out", print).finish(print)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "GLYPHS", DataSpec(data="glyphs", limit=900))
+        patch.setattr(demo, "EPOCHS", 2)
+        return demo.prepare(tmp_path_factory.mktemp("demo") / "out", print).finish(print)
 
 
 def test_demo(demo):
-    """What the README promises of the demo, the clock aside."""
+    """What the README promises of the demo, the clock and accuracy aside."""
     before, after = demo["baseline"], demo["compressed"]
-    assert after["macs"] <= 0.5 * before["macs"]
-    assert after["top1"] >= before["top1"] - 0.01
+    assert len(demo["classes"]) == 400
+    assert after["macs"] <= before["macs"] / 3
     stages = {s["name"]: s for s in demo["stages"]}
     assert stages["export"]["parity"]["agreement"] == 1.0
-    assert stages["export"]["parity"]["images"] == demo["test_images"] == 359
+    assert stages["export"]["parity"]["images"] == demo["test_images"] == 900
+    assert stages["prune"]["widths"].keys() == {"conv1", "conv2", "fc1"}  # fc2 is the head's
+    assert stages["specialize"]["result"]["features"] == 512
     plain = next(r for r in stages["rivals"]["rows"] if r["name"].startswith("plain uniform"))
-    assert abs(plain["macs"] / after["macs"] - 1) < 0.02
-    widths = list(stages["prune"]["widths"].values())
-    assert [w[0] for w in widths][:4] == [16, 16, 16, 16]  # ResNet-20's own widths
+    assert abs(plain["macs"] / stages["prune"]["macs_after"] - 1) < 0.02
     assert demo["validation_seen_in_training"] is False
 
 

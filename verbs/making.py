@@ -23,7 +23,7 @@ TRAINING = Recipe(epochs=20, lr=0.1)
 
 
 def demo(args: argparse.Namespace) -> Result:
-    """train a small CNN on digits, then all of `compress`; needs nothing"""
+    """train a small CNN on drawn characters of 400 classes, then all of `compress`; needs nothing"""
     from ..compress.demo import prepare
 
     return finish(prepare(args.out, args.say), args.say)

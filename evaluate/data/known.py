@@ -1,4 +1,4 @@
-"""Data sets known by name: scikit-learn's digits, and torchvision's in its own layout on disk."""
+"""Data sets known by name: scikit-learn's digits, glyphs drawn here, and torchvision's in its own layout on disk."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from ...errors import SlimrankError
+from . import glyphs
 from .images import Images
 from .preprocessing import Preprocessing
 
-GREY = ("digits", "mnist", "fashion-mnist")
+GREY = ("digits", "glyphs", "mnist", "fashion-mnist")
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
 
@@ -24,6 +25,15 @@ def open_digits(preprocessing: Preprocessing) -> tuple[list[str], dict[str, Imag
     whole = Images(list(pictures), labels, preprocessing)
     fifth = len(labels) // 5
     return [str(i) for i in range(10)], {"test": whole.subset(order[:fifth]), "train": whole.subset(order[fifth:])}
+
+
+def open_glyphs(preprocessing: Preprocessing) -> tuple[list[str], dict[str, Images]]:
+    """Class names and splits of the 400 characters of glyphs.py."""
+    drawn = {name: glyphs.split(name) for name in ("train", "test")}
+    return glyphs.class_names(), {
+        name: Images(list(pictures), torch.from_numpy(labels).long(), preprocessing)
+        for name, (pictures, labels) in drawn.items()
+    }
 
 
 def open_torchvision(

@@ -12,12 +12,12 @@ from ...errors import SlimrankError, near
 from ..dataspec import UNLABELLED, needs_labels
 from .folders import open_folder, read_names
 from .images import Images
-from .known import GREY, TORCHVISION, open_digits, open_torchvision
+from .known import GREY, TORCHVISION, open_digits, open_glyphs, open_torchvision
 from .loading import MAX_WORKERS
 from .preprocessing import Preprocessing
 from .unlabelled import open_unlabelled
 
-KINDS = ("digits", "mnist:DIR", "fashion-mnist:DIR", "cifar10:DIR", "cifar100:DIR", "folder:DIR", "images:DIR")
+KINDS = ("digits", "glyphs", "mnist:DIR", "fashion-mnist:DIR", "cifar10:DIR", "cifar100:DIR", "folder:DIR", "images:DIR")
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def open_data(
         classes, splits = open_folder(Path(place), preprocessing)
     elif kind == "digits":
         classes, splits = open_digits(preprocessing)
+    elif kind == "glyphs":
+        classes, splits = open_glyphs(preprocessing)
     elif kind in TORCHVISION:
         classes, splits = open_torchvision(kind, place, preprocessing, download)
     elif kind == UNLABELLED:
