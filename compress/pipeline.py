@@ -386,7 +386,8 @@ def _bench(run: Run) -> BenchRow:
         says += "; not faster: ONNX Runtime pays for whole blocks of channels, and these layers stay in theirs"
     found = timed.to_dict()
     return BenchRow(
-        results=found["results"], speedups=found["speedups"], machine=found["machine"], table=str(timed), says=says
+        results=found["results"], speedups=found["speedups"], machine=found["machine"], table=str(timed), says=says,
+        note="; ".join(timed.remarks()),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimrank import __version__
@@ -46,6 +46,7 @@ def times(made: dict, factor: float) -> dict:
 # -- fronts -----------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4) | st.none()), max_size=8))
 def test_a_front_is_what_nothing_beats(points):
     rows = [SimpleNamespace(top1=good, macs=cost, n=n) for n, (good, cost) in enumerate(points)]
@@ -66,6 +67,30 @@ def test_rows_are_the_dense_network_once_then_each_run_with_its_rivals():
         ("dense", "one"), ("slimrank", "one"), ("rival", "one"), ("slimrank", "two"), ("rival", "two"),
     ]  # fmt: skip
     assert group.rows[2].bytes == runs[0].report.baseline.bytes  # the dense model, trained on
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_the_float_file_stands_beside_the_one_in_int8(taken):
+    made = report()
+    int8 = {"taken": taken, "says": "int8 says so", "float": {"top1": 0.89, "agreement": 0.9, "bytes": 3000}}
+    made["stages"].append({"name": "export", "seconds": 1.0, "says": "", "int8": int8})
+    bench = next(stage for stage in made["stages"] if stage["name"] == "bench")
+    if taken:
+        bench["results"].append({**bench["results"][1], "model": "compressed, float", "median_ms": 0.4})
+    run = run_of(made)
+    found = [(row.name, row.top1, row.bytes, row.macs, row.latency) for row in grouped([run])[0].rows if row.kind == "float"]
+    assert found == ([("the same before int8", 0.89, 3000, 1000, 0.4)] if taken else [])
+    assert "int8 says so" in report_page(Merged([run]))
+
+
+def test_intervals_stand_below_the_speedups_where_they_were_measured():
+    made = report()
+    bench = next(stage for stage in made["stages"] if stage["name"] == "bench")
+    told = {"model": "compressed", "provider": "cpu", "batch": 1, "threads": 1, "speedup": 2.01, "low": 1.9, "high": 2.1}
+    bench["speedups"] = [told]
+    assert grouped([run_of(made)])[0].rows[1].latency == pytest.approx(0.5 / 2.01)
+    assert "1.90–2.10" in report_page(Merged([run_of(made)]))
+    assert "1.90–2.10" not in report_page(Merged([run_of(report())]))
 
 
 def test_times_of_a_slow_hour_are_set_to_the_pace_of_all():
@@ -106,8 +131,13 @@ def test_runs_are_compared_on_the_same_test_images_only(changes, groups):
     runs = [run_of({**report(), "options": {**options, **more}}, name) for name, more in (("a", {}), ("b", changes))]
     merged = Merged(runs)
     assert len(merged.groups) == groups
-    assert ("not to be compared" in report_page(merged)) is (groups > 1)
     assert ("not to be compared" in str(merged)) is (groups > 1)
+
+
+def test_the_page_says_that_test_images_differ():
+    runs = [run_of({**report(), "options": {"data": data}}, data) for data in ("digits", "mnist:x")]
+    assert "not to be compared" in report_page(Merged(runs))
+    assert "not to be compared" not in report_page(Merged([run_of(report(), name) for name in ("a", "b")]))
 
 
 # -- the verb ---------------------------------------------------------------------------------------------------------------

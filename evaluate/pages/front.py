@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .names import visible
-from .plots import GREY, INK, PALE, STRONG, WHITE, chart, one_chart
+from .plots import GREY, INK, PALE, STRONG, WHITE, chart, row_of_charts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,24 +31,44 @@ class Point:
 LOOKS: dict[str, dict[str, Any]] = {
     "dense": {"marker": "s", "markerfacecolor": WHITE, "markeredgecolor": GREY},
     "rival": {"marker": "^", "markerfacecolor": PALE, "markeredgecolor": GREY},
+    "float": {"marker": "o", "markerfacecolor": WHITE, "markeredgecolor": STRONG},
     "slimrank": {"marker": "o", "markerfacecolor": STRONG, "markeredgecolor": STRONG},
 }
 
 
-def front(points: Sequence[Point], cost: str, good: str, size: tuple[float, float] = (3.2, 2.5)) -> str:
-    """Draw what is good about networks (a share) against what they cost, with a line through those that nothing beats."""
-    svg = _front(points, cost, good, size)
-    for point in points:
+@dataclass(frozen=True)
+class Panel:
+    """One chart: networks against what is said of their cost."""
+
+    cost: str
+    points: Sequence[Point]
+
+
+def front(panels: Sequence[Panel], good: str, width: float = 3.2, height: float = 2.5) -> str:
+    """Draw what is good about networks (a share) against what they cost, with a line through those that nothing beats.
+
+    `width` of each panel and `height` in inches.
+    """
+    svg = _front(panels, good, width, height)
+    for point in (point for panel in panels for point in panel.points):
         tip = f'<g class="point" data-row="{point.row}"><title>{escape(visible(point.tip))}</title>'
         svg = svg.replace(f'<g id="point-{point.row}">', tip)
     return svg
 
 
 @chart
-def _front(points: Sequence[Point], cost: str, good: str, size: tuple[float, float]) -> "Figure":
+def _front(panels: Sequence[Panel], good: str, width: float, height: float) -> "Figure":
+    figure, charts = row_of_charts(len(panels), width, height)
+    for axes, panel in zip(charts, panels, strict=True):
+        axes.set_xlabel(panel.cost)
+        axes.set_title(good)
+        _draw(axes, panel.points)
+    return figure
+
+
+def _draw(axes: "Axes", points: Sequence[Point]) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    figure, axes = one_chart(*size)
     best = sorted((p.cost, p.good) for p in points if p.on_front)
     axes.plot([c for c, _ in best], [g for _, g in best], drawstyle="steps-post", color=STRONG, linewidth=0.8, alpha=0.6)
     for point in points:
@@ -58,13 +78,10 @@ def _front(points: Sequence[Point], cost: str, good: str, size: tuple[float, flo
     low, high = min(p.good for p in points), max(p.good for p in points)
     pad = max(0.12 * (high - low), 0.01)
     axes.set_ylim(max(0.0, low - pad), min(1.0, high) + (pad if high < 1 - pad else 0.05 * (high - low + pad)))
-    axes.set_xlabel(cost)
-    axes.set_title(good)
     axes.locator_params(nbins=6)
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0 if high - low > 0.06 else 1))
     axes.grid(axis="y", color=PALE, linewidth=0.4)
     _label(axes, points)
-    return figure
 
 
 def _label(axes: "Axes", points: Sequence[Point]) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 from ...errors import SlimrankError
 from .names import visible
-from .run import Run, Setting, read_run
+from .run import FLOAT, Run, Setting, read_run
 
 COSTS = ("latency", "macs", "bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One network. `kind`: slimrank's, the dense one, or a rival's; `run`: the run that it is of.
+    """One network. `kind`: slimrank's, the same before int8 (float), the dense one, or a rival's; `run`: the run that it is of.
 
     `times`: milliseconds by setting, as measured; `speedups`: over the dense network of the same run; `latency`: milliseconds
     at the group's `setting`, at the pace that all runs of the group are set to (`Group`).
@@ -35,7 +35,7 @@ class Row:
 
     @property
     def speedups(self) -> dict[Setting, float]:
-        return {at: self.run.speedup(self.model, at) for at in self.run.settings}
+        return {at: self.run.speedup(self.model, at).speedup for at in self.run.settings}
 
     @property
     def label(self) -> str:
@@ -153,12 +153,13 @@ def _rows(runs: list[Run], setting: Setting | None) -> list[Row]:
         if setting is None:
             return None
         usual = statistics.median(other.times["baseline", setting].median_ms for other in dense[_given(run)])
-        return usual * run.times[model, setting].median_ms / run.times["baseline", setting].median_ms
+        return usual / run.speedup(model, setting).speedup
 
     def row(run: Run, kind: str, name: str, model: str, found: Any) -> Row:
         size = run.report.baseline.bytes if model == "baseline" else found.bytes
+        macs = run.report.compressed.macs if kind == "float" else found.macs
         return Row(
-            run=run, kind=kind, name=name, model=model, top1=found.top1, agreement=found.agreement, macs=found.macs,
+            run=run, kind=kind, name=name, model=model, top1=found.top1, agreement=found.agreement, macs=macs,
             bytes=size, latency=paced(run, model),
         )  # fmt: skip
 
@@ -167,6 +168,8 @@ def _rows(runs: list[Run], setting: Setting | None) -> list[Row]:
         if dense[_given(run)][0] is run:
             rows.append(row(run, "dense", "dense, as given", "baseline", run.report.baseline))
         rows.append(row(run, "slimrank", "slimrank", "compressed", run.report.compressed))
+        if run.int8 is not None and run.int8.taken:
+            rows.append(row(run, "float", "the same before int8", FLOAT, run.int8.float))
         rows += [row(run, "rival", rival.name, rival.model, rival) for rival in run.rivals]
     return rows
 

@@ -49,6 +49,15 @@ def themed(svg: str) -> str:
     return re.sub(r"#[0-9a-f]{6}", lambda found: f"var(--{THEME[found[0]]})" if found[0] in THEME else found[0], svg)
 
 
+def alone(svg: str) -> str:
+    """A chart as a file of its own, in colours for a light or a dark ground as the system is."""
+    light = "".join(f"--{name}: {colour};" for colour, name in THEME.items())
+    dark = "--ink: #dfe6ee; --pale: #95a3b2; --strong: #69a8e8; --faint: #3a4d61; --page: #0d1117;"
+    sheet = f"svg {{{light} font-family: system-ui, sans-serif}} @media (prefers-color-scheme: dark) {{svg {{{dark}}}}}"
+    size = re.search(r'<svg [^>]*?(width="[^"]*" height="[^"]*")', svg)
+    return re.sub(r"<svg ([^>]*)>", rf"<svg {size[1] if size else ''} \1><style>{sheet}</style>", themed(svg), count=1)
+
+
 @chart
 def bars(scores: dict[str, list[float]], kept: dict[str, list[int]] | None = None, columns: int = 4) -> "Figure":
     """Draw the scores of each layer's filters, a bar a filter; filters that are not in `kept` are pale."""
@@ -64,7 +73,7 @@ def bars(scores: dict[str, list[float]], kept: dict[str, list[int]] | None = Non
 @chart
 def layer_bars(layer: str, values: list[float], kept: list[int]) -> "Figure":
     """Draw the scores of one layer's filters; those that are not in `kept` are pale."""
-    figure, axes = one_chart(2.4, 1.35)
+    figure, (axes,) = row_of_charts(1, 2.4, 1.35)
     _bars(axes, layer, values, kept)
     return figure
 
@@ -170,11 +179,15 @@ def figure_of(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), dpi=72, layout="constrained")
 
 
-def one_chart(width: float, height: float) -> "tuple[Figure, Axes]":
-    """Make a figure of one chart with the usual margins: places in it are known at once, and it draws in half of the time."""
+def row_of_charts(count: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    """Make a figure of charts side by side, each of that size in inches, with the usual margins.
+
+    Places in them are known at once, and they draw in half of the time.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=72)
-    left, below, above = 34, 30, 17  # points, for labels
-    within = (left / 72 / width, below / 72 / height, 1 - (left + 6) / 72 / width, 1 - (below + above) / 72 / height)
-    return figure, figure.add_axes(within)
+    figure = Figure(figsize=(count * width, height), dpi=72)
+    left, right, below, above = 34 / 72, 6 / 72, 30 / 72, 17 / 72  # for labels
+    share, tall = (width - left - right) / width / count, 1 - (below + above) / height
+    places = [((i + left / width) / count, below / height, share, tall) for i in range(count)]
+    return figure, [figure.add_axes(place) for place in places]

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from .front import Point, front
+from .front import Panel, Point, front
 from .merged import Group, Merged, Row
 from .plots import layer_bars, themed
 from .render import percent, points, render, short, tone
-from .run import Run, Setting, Timed
+from .run import Run, Setting, Speedup, Timed
 
 SHOWN_CLASSES = 200  # rows of the table of class-specific subspaces
 LABELLED = 16  # networks in a chart that are all labelled; of more, those on the front
@@ -25,11 +25,10 @@ class Card:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model's time in the latency table; `speedup` over the baseline, with its interval where there is one."""
+    """One model's time in the latency table, and how many times as fast as the baseline it is."""
 
     timed: Timed
-    speedup: float | None
-    interval: tuple[float, float] | None
+    speedup: Speedup | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,10 @@ class Pivot:
 
     batches: list[int]
     rows: list[tuple[str, list[Cell | None]]]
+
+    @property
+    def intervals(self) -> bool:
+        return any(cell and cell.speedup and cell.speedup.low for _, cells in self.rows for cell in cells)
 
     @property
     def heads(self) -> list[str]:
@@ -118,7 +121,7 @@ def _cards(run: Run) -> list[Card]:
     cards = []
     for provider, threads, batch in run.settings:
         at = provider, threads, batch
-        speedup = run.speedup("compressed", at)
+        speedup = run.speedup("compressed", at).speedup
         more = (f", {threads} threads" if threads > 1 else "") + (f", {provider}" if provider != "cpu" else "")
         cards.append(Card(f"{speedup:.2f}x", f"as fast, batch {batch}{more}", "good" if speedup > 1.02 else "bad"))
     cards.append(Card(f"{after.macs / before.macs:.0%}", "of the MACs"))
@@ -140,11 +143,6 @@ def _may_be_memorised(run: Run) -> bool:
 def _pivot(run: Run) -> Pivot:
     batches = sorted({batch for _, _, batch in run.settings})
     paths = list(dict.fromkeys((provider, threads) for provider, threads, _ in run.settings))
-    intervals = {
-        (row.model, row.setting): (row.low, row.high)
-        for row in run.bench.speedups
-        if row.low is not None and row.high is not None
-    }
     rows = []
     for provider, threads in paths:
         path = f", {threads} threads" if len({t for _, t in paths}) > 1 else ""
@@ -154,11 +152,8 @@ def _pivot(run: Run) -> Pivot:
             for batch in batches:
                 at = provider, threads, batch
                 timed = run.times.get((model, at))
-                if timed is None or ("baseline", at) not in run.times:
-                    cells.append(None)
-                else:
-                    speedup = None if model == "baseline" else run.speedup(model, at)
-                    cells.append(Cell(timed, speedup, intervals.get((model, at))))
+                told = at in run.settings and model != "baseline" and timed is not None
+                cells.append(None if timed is None else Cell(timed, run.speedup(model, at) if told else None))
             rows.append((f"{model}{path}", cells))
     return Pivot(batches, rows)
 
@@ -212,4 +207,4 @@ def _chart(rows: list[tuple[int, Row]], group: int, measure: str, cost: str, uni
             what = f"{dear:.3g} ms" if cost == "latency" else short(dear, "B" if cost == "bytes" else "MACs")
             tip = f"{number}. {row.label}: {percent(good, 2)}, {what}"
             shown.append(Point(scale * dear, good, label, row.kind, on_front, tip, f"{group}-{number}"))
-    return front(shown, unit, "top-1, test" if measure == "top1" else "agreement with the dense network")
+    return front([Panel(unit, shown)], "top-1, test" if measure == "top1" else "agreement with the dense network")

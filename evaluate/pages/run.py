@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from ...files import read_json
 Share = Annotated[float, Meta(ge=0, le=1)]
 Milliseconds = Annotated[float, Meta(gt=0, lt=1e9)]
 Count = Annotated[int, Meta(ge=1, le=10**18)]
+FLOAT = "compressed, float"  # in the latency table, where the compressed file is in int8
 Setting = tuple[str, int, int]  # provider, threads, batch
 
 
@@ -27,6 +29,13 @@ class Timed(Struct, frozen=True):
     median_ms: Milliseconds
     p10_ms: Milliseconds
     p90_ms: Milliseconds
+    p95_ms: Milliseconds | None = None
+    p99_ms: Milliseconds | None = None
+
+    @property
+    def tail(self) -> str:
+        """Of its slowest runs, in words; empty where they were not told."""
+        return "" if self.p95_ms is None or self.p99_ms is None else f"p95 {self.p95_ms:.3f}, p99 {self.p99_ms:.3f} ms"
 
     @property
     def setting(self) -> Setting:
@@ -44,10 +53,6 @@ class Speedup(Struct, frozen=True):
     low: float | None = None
     high: float | None = None
 
-    @property
-    def setting(self) -> Setting:
-        return self.provider, self.threads, self.batch
-
 
 class Machine(Struct, frozen=True):
     processor: str
@@ -55,6 +60,7 @@ class Machine(Struct, frozen=True):
     onnxruntime: str
     torch: str
     python: str
+    isa: list[str] | None = None
 
 
 class Side(Struct, frozen=True):
@@ -118,6 +124,24 @@ class Specialize(Struct, frozen=True):
     result: Head | None = None
 
 
+class FloatFile(Struct, frozen=True):
+    """The float file beside one in int8."""
+
+    bytes: Count
+    top1: Share | None = None
+    agreement: Share | None = None
+
+
+class Int8(Struct, frozen=True):
+    taken: bool
+    says: str
+    float: FloatFile
+
+
+class Export(Struct, frozen=True):
+    int8: Int8 | None = None
+
+
 class Rivals(Struct, frozen=True):
     rows: list[Rival] = []
 
@@ -160,18 +184,22 @@ class Run:
     prune: Prune
     rivals: list[Rival]
     specialize: Specialize | None
+    int8: Int8 | None
     bench: Bench
     done: list[Done]
 
-    @property
+    @cached_property
     def times(self) -> dict[tuple[str, Setting], Timed]:
         return {(row.model, row.setting): row for row in self.bench.results}
 
-    def speedup(self, model: str, at: Setting) -> float:
-        """How many times as fast as the baseline: as measured from pairs of runs, in older reports the ratio of medians."""
-        measured = [row.speedup for row in self.bench.speedups if (row.model, row.setting) == (model, at)]
-        times = self.times
-        return measured[0] if measured else times["baseline", at].median_ms / times[model, at].median_ms
+    def speedup(self, model: str, at: Setting) -> Speedup:
+        """How many times as fast as the baseline, as it was told; of runs that do not tell, the ratio of the medians."""
+        ratio = self.times["baseline", at].median_ms / self.times[model, at].median_ms
+        return self._told.get((model, at), Speedup(model, at[0], at[2], at[1], ratio))
+
+    @cached_property
+    def _told(self) -> dict[tuple[str, Setting], Speedup]:
+        return {(row.model, (row.provider, row.threads, row.batch)): row for row in self.bench.speedups}
 
     @property
     def settings(self) -> list[Setting]:
@@ -209,9 +237,11 @@ def run_of(report: Mapping[str, Any], name: str = "") -> Run:
         name=name, report=whole, rank=msgspec.convert(stages["rank"], Rank), prune=msgspec.convert(stages["prune"], Prune),
         rivals=msgspec.convert(stages.get("rivals", {}), Rivals).rows,
         specialize=msgspec.convert(stages["specialize"], Specialize) if "specialize" in stages else None,
+        int8=msgspec.convert(stages.get("export", {}), Export).int8,
         bench=msgspec.convert(stages["bench"], Bench), done=msgspec.convert(whole.stages, list[Done]),
     )  # fmt: skip
-    for model in ("compressed", *(rival.model for rival in run.rivals)):
+    floats = (FLOAT,) if run.int8 is not None and run.int8.taken else ()
+    for model in ("compressed", *floats, *(rival.model for rival in run.rivals)):
         if not run.settings or any((model, setting) not in run.times for setting in run.settings):
             raise msgspec.ValidationError(f"times of {model!r} are missing - at `$.stages[...].results`")
     return run
