@@ -387,7 +387,7 @@ def _bench(run: Run) -> BenchRow:
     found = timed.to_dict()
     return BenchRow(
         results=found["results"], speedups=found["speedups"], machine=found["machine"], table=str(timed), says=says,
-        note="; ".join(timed.remarks()),
+        remarks="; ".join(timed.remarks()),
     )  # fmt: skip
 
 

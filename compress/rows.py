@@ -104,7 +104,7 @@ class BenchRow(Row):
     speedups: list[dict[str, Any]]
     machine: dict[str, Any]
     table: str
-    note: str = ""
+    remarks: str = ""
 
 
 ROWS: dict[str, type[Row]] = {

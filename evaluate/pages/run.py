@@ -149,7 +149,7 @@ class Rivals(Struct, frozen=True):
 class Bench(Struct, frozen=True):
     results: list[Timed]
     speedups: list[Speedup] = []
-    note: str = ""
+    remarks: str = ""
 
 
 class Done(Struct, frozen=True):

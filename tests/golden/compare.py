@@ -14,7 +14,7 @@ from .cases import Case
 IMAGE = 1.05 / 359  # one test image of digits
 VALIDATION_IMAGE = 1.05 / 144
 TRAINED = 0.03
-CLOCK = re.compile(r"^(seconds|speedups?|latency|machine|slimrank|runs|layer_ms|table)$|_(ms|us|seconds?)$")
+CLOCK = re.compile(r"^(seconds|speedups?|latency|machine|slimrank|runs|layer_ms|table|remarks)$|_(ms|us|seconds?)$")
 SHARE = re.compile(r"^(top1|top5|agreement|ratio|dense)($|_)|_(recall|top1|agreement)$")
 PER_CLASS = re.compile(r"^(per_class|whole|.*_replaced)$")
 NOISE = re.compile(r"^(max_abs_diff|relative|loss|best_epoch|redundancy|conv_diff)$")  # rounding errors and what they decide
