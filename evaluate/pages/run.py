@@ -53,6 +53,10 @@ class Speedup(Struct, frozen=True):
     low: float | None = None
     high: float | None = None
 
+    @property
+    def setting(self) -> Setting:
+        return self.provider, self.threads, self.batch
+
 
 class Machine(Struct, frozen=True):
     processor: str
@@ -193,13 +197,13 @@ class Run:
         return {(row.model, row.setting): row for row in self.bench.results}
 
     def speedup(self, model: str, at: Setting) -> Speedup:
-        """How many times as fast as the baseline, as it was told; of runs that do not tell, the ratio of the medians."""
+        """How many times as fast as the baseline, as measured from pairs of runs; in older reports the ratio of medians."""
         ratio = self.times["baseline", at].median_ms / self.times[model, at].median_ms
         return self._told.get((model, at), Speedup(model, at[0], at[2], at[1], ratio))
 
     @cached_property
     def _told(self) -> dict[tuple[str, Setting], Speedup]:
-        return {(row.model, (row.provider, row.threads, row.batch)): row for row in self.bench.speedups}
+        return {(row.model, row.setting): row for row in self.bench.speedups}
 
     @property
     def settings(self) -> list[Setting]:
