@@ -67,4 +67,5 @@ def _written(strokes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     distance = np.sqrt(((x - share * dx) ** 2 + (y - share * dy) ** 2).min(1))
     ink = np.clip(rng.uniform(0.9, 1.6, (n, 1)) + 0.5 - distance, 0, 1) * rng.uniform(0.6, 1, (n, 1))
     grey = ink + rng.normal(0, 0.12, ink.shape)
-    return (255 * np.clip(grey, 0, 1)).round().astype(np.uint8).reshape(n, SIZE, SIZE)
+    pictures: np.ndarray = (255 * np.clip(grey, 0, 1)).round().astype(np.uint8).reshape(n, SIZE, SIZE)
+    return pictures
