@@ -1,8 +1,9 @@
 """Multiply-adds and parameters, layer by layer.
 
-One fused multiply-add is one MAC. Convolutions and matrix products are counted, by a formula each, from the tensors of
-a real forward pass; biases, BatchNorm, activations and pooling are not, by the field's convention, and are listed with
-the number of times they ran. A module that computes in its own way offers `macs(input_shape)`, MACs for one image.
+One fused multiply-add is one MAC. Convolutions and matrix products are counted, by a formula each, from the tensors of a real
+forward pass, an operation made of others by its parts; biases, BatchNorm, activations and pooling are not, by the field's
+convention, and are listed with the number of times they ran. A module that computes in its own way offers
+`macs(input_shape)`, MACs for one image.
 """
 
 from collections import Counter
@@ -21,16 +22,32 @@ def _conv(out: Tensor, args: tuple[Any, ...]) -> int:
     return out.numel() * one_filter.numel()
 
 
+def _convolution(out: Tensor, args: tuple[Any, ...]) -> int:
+    transposed = args[6]
+    return args[0].numel() * int(args[1][0].numel()) if transposed else _conv(out, args)
+
+
+def _attention(out: Tensor, args: tuple[Any, ...]) -> int:
+    query, key = args[:2]
+    return int(query.numel() + out.numel()) * int(key.shape[-2])  # scores, and the mean of values
+
+
 FORMULAS: dict[str, Callable[[Tensor, tuple[Any, ...]], int]] = {
     "conv1d": _conv,
     "conv2d": _conv,
     "conv3d": _conv,
+    "convolution": _convolution,
     "conv_transpose2d": lambda out, args: args[0].numel() * args[1][0].numel(),
     "linear": lambda out, args: out.numel() * args[1].shape[-1],
     "matmul": lambda out, args: out.numel() * args[0].shape[-1],
     "mm": lambda out, args: out.numel() * args[0].shape[-1],
     "bmm": lambda out, args: out.numel() * args[0].shape[-1],
     "addmm": lambda out, args: out.numel() * args[1].shape[-1],
+    "baddbmm": lambda out, args: out.numel() * args[1].shape[-1],
+    "mv": lambda out, args: args[0].numel(),
+    "dot": lambda out, args: args[0].numel(),
+    "bilinear": lambda out, args: out.numel() * (args[2][0].numel() + args[0].shape[-1]),
+    "scaled_dot_product_attention": _attention,
 }
 
 
@@ -69,13 +86,26 @@ class _Counter(TorchDispatchMode):
         self.silent = 0  # modules that are running and count themselves
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[1].strip("_")
-        if not self.silent:
-            if name in FORMULAS:
-                self.macs[self.where[-1]] += FORMULAS[name](out, args)
-            else:
-                self.uncounted[name] += 1
+        if self.silent or name not in FORMULAS:
+            return self._parts(name, func, args, kwargs or {})
+        out = func(*args, **(kwargs or {}))
+        self.macs[self.where[-1]] += FORMULAS[name](out, args)
+        return out
+
+    def _parts(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation without a formula; one made of others (einsum, 1d convolutions) is counted by its parts, and listed
+        by its own name where none of them has a formula."""
+        if self.silent:
+            return func(*args, **kwargs)
+        macs, uncounted = self.macs.total(), self.uncounted.copy()
+        with self:
+            out = func.decompose(*args, **kwargs)
+        if out is NotImplemented:
+            out = func(*args, **kwargs)
+        if self.macs.total() == macs:
+            self.uncounted = uncounted
+            self.uncounted[name] += 1
         return out
 
 
@@ -101,6 +131,9 @@ def count(model: nn.Module, shape: tuple[int, ...]) -> Macs:
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave).remove)
         model.eval()
+        fused = torch.backends.mha.get_fastpath_enabled()  # one kernel of a whole attention layer, which cannot be counted
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+        torch.backends.mha.set_fastpath_enabled(False)
         with torch.inference_mode(), counter:
             model(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device))
     model.train(training)

@@ -137,3 +137,38 @@ def test_what_is_no_onnx_file_is_one_line(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"\xff" * 50)
     with pytest.raises(SlimrankError, match="is no ONNX file"):
         count_onnx(tmp_path / "m.onnx")
+
+
+class Attention(nn.Module):
+    """Attention as PyTorch fuses it in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.attend(tokens, tokens, tokens, need_weights=False)[0].mean(1)
+
+
+class Composed(nn.Module):
+    """Operations that PyTorch makes of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Sequential(nn.Conv1d(8, 4, 3), nn.ConvTranspose1d(4, 6, 3))
+        self.pair = nn.Bilinear(6, 6, 5)
+
+    def forward(self, x):
+        y = self.line(x.flatten(2))
+        z = torch.baddbmm(torch.zeros(1, 1, 1), torch.einsum("bct,bdt->bcd", y, y), y).mean(2)
+        return self.pair(z, z)
+
+
+@pytest.mark.parametrize("kind", [Attention, Composed])
+def test_operations_made_of_others(tmp_path, kind):
+    model = kind().eval()
+    counted = count(model, (8, 4, 5))
+    assert counted.macs == count_onnx(export(model, torch.zeros(1, 8, 4, 5), tmp_path / "m.onnx", {})).macs > 0
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert not {"einsum", "baddbmm", "bilinear", "native_multi_head_attention"} & set(counted.uncounted)
