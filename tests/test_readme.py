@@ -8,6 +8,7 @@ packages that need not be installed lcnet.pth (timm) and hf-resnet/ (transformer
 import contextlib
 import doctest
 import io
+import json
 import re
 import shlex
 import shutil
@@ -289,10 +290,12 @@ def test_demo(demo):
     assert demo["validation_seen_in_training"] is False
 
 
-def test_the_picture_shows_the_demo(demo):
-    """docs/demo.svg has the layers and widths of the demo, as benchmarks/demo_picture.py draws them."""
-    picture = (ROOT / "docs" / "demo.svg").read_text(encoding="utf-8")
-    prune = next(s for s in demo["stages"] if s["name"] == "prune")
-    drawn = re.findall(r">\s*(\d+ → \d+)<", picture)
-    assert drawn == [f"{before} → {after}" for before, after in prune["widths"].values()]
-    assert all(f">{layer}<" in picture for layer in prune["widths"])
+def test_the_picture_shows_the_recipes():
+    """docs/front.svg has the networks of benchmarks/results/recipes.json, one point each for latency and for bytes."""
+    picture = (ROOT / "docs" / "front.svg").read_text(encoding="utf-8")
+    rows = json.loads((ROOT / "benchmarks" / "results" / "recipes.json").read_text())["resnet18"]["rows"]
+    assert picture.count('class="point"') == 2 * len(rows)
+    for row in rows:
+        others = {"dense": "dense", "float": f"{row['run']}, float", "rival": row["name"].split(",")[0]}
+        name = others.get(row["kind"], row["run"]).replace("dense model", "dense, trained on")
+        assert f"<title>{name}</title>" in picture

@@ -90,10 +90,11 @@ def _label(axes: "Axes", points: Sequence[Point]) -> None:
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     inside = axes.get_window_extent()
     for point, (x, y) in zip(points, places, strict=True):
-        width, height = 4.6 * len(point.label), 8.0
+        width, height = (4.9 if point.on_front else 4.3) * len(point.label), 8.0
         boxes = {
             (7, 0, "left"): (x + 6, y - 4), (-7, 0, "right"): (x - 6 - width, y - 4), (0, 9, "center"): (x - width / 2, y + 6),
             (0, -9, "center"): (x - width / 2, y - 14), (6, 8, "left"): (x + 5, y + 4), (6, -8, "left"): (x + 5, y - 12),
+            (-6, 9, "right"): (x - 5 - width, y + 5), (-6, -9, "right"): (x - 5 - width, y - 13),
         }  # fmt: skip
         if not point.label:
             continue

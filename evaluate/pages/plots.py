@@ -111,24 +111,6 @@ def _bars(axes: "Axes", title: str, values: list[float], strong: list[int] | Non
 
 
 @chart
-def widths(before: dict[str, int], after: dict[str, int]) -> "Figure":
-    """Draw the number of filters in each layer, before (outline) and after (filled)."""
-    names = list(before)
-    figure = figure_of(7.5, 0.22 * len(names) + 0.6)
-    axes = figure.add_subplot()
-    place = np.arange(len(names))[::-1]
-    axes.barh(place, [before[n] for n in names], 0.8, color="#eef2f6", edgecolor="#9aa7b4", linewidth=0.5)
-    axes.barh(place, [after[n] for n in names], 0.8, color=STRONG)
-    for y, name in zip(place, names, strict=True):
-        axes.text(before[name], y, f" {before[name]} → {after[name]}", va="center", fontsize=6)
-    axes.set_yticks(place, names, fontsize=6)
-    axes.tick_params(axis="x", labelsize=6)
-    axes.set_xlabel("filters", fontsize=7)
-    axes.set_xlim(0, max(before.values()) * 1.15)
-    return figure
-
-
-@chart
 def curves(points: dict[str, list[list[float]]], what: str, columns: int = 4) -> "Figure":
     """Draw a quantity (`what`) against the share of a layer's filters removed, a chart a layer.
 
