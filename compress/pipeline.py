@@ -122,12 +122,8 @@ class Run:
             return self._finish(say)
 
     def _finish(self, say: Callable[[str], None]) -> dict[str, Any]:
-        if (
-            self.data is not None
-            and not self.unlearnable
-            and self.seen is not False
-            and self.data.validation_from.startswith("train")
-        ):
+        data = None if self.unlearnable else self.data
+        if data is not None and self.seen is not False and data.validation_from.startswith("train"):
             say(SEEN)
         self.say = say
         for name, stage in STAGES.items():
