@@ -4,12 +4,13 @@
     python benchmarks/head_imagenet.py --checkpoint efficientnet-lite0-57934424.pth --images imagenet-sample-1000/test \
         --cache FOLDER [--minutes 30] [--rerun]
 
-The sample has an image of each class. Folders, so classes, are drawn into halves with a fixed seed: one half calibrates (a
-fifth of it is validation, on which training and every `auto` is decided), with --crops random crops of each image; the other
-half judges, and nothing is fitted or chosen on it. No label is read: an image's class is what the dense layer decides, and
-`agreement` is with that decision, on the judging half (`agreement_crops`: on it and four crops of each image, harder ones).
+Images are seen as the network was published: the shorter side at 256 pixels, 224 from the middle. The sample has an image of
+each class. Folders, so classes, are drawn into halves with a fixed seed: one half calibrates (a fifth of it is validation, on
+which training and every `auto` is decided), with --crops random crops of each image; the other half judges, and nothing is
+fitted or chosen on it. No label is read: an image's class is what the dense layer decides, and `agreement` is with that
+decision, on the judging half (`agreement_crops`: on it and four crops of each image, harder ones).
 Every head: MACs, agreement, and ONNX Runtime's time on one thread against the dense layer, in one interleaved run: of the layer
-alone, and of the whole network. What the trunk gives is kept in --cache; rows are saved as they come to
+alone, and up to 32 of the whole network. What the trunk gives is kept in --cache; rows are saved as they come to
 results/head_imagenet.json, `--rerun` takes the timings anew. Best on a quiet machine.
 """
 
@@ -181,7 +182,7 @@ class Bench:
     def timed(self, modules: dict[str, nn.Module], whole: bool, seconds: float) -> None:
         """Speedups over the dense layer, or over the dense network: one interleaved run a batch size."""
         key = "whole network, times" if whole else "layer, times"
-        for batch in BATCHES:
+        for batch in BATCHES[:3] if whole else BATCHES:
             self.rows.row(f"{key}, batch {batch}", lambda b=batch: self.speedups(modules, whole, b, seconds))
 
     def speedups(self, modules: dict[str, nn.Module], whole: bool, batch: int, seconds: float) -> dict:
@@ -211,7 +212,7 @@ class Bench:
 
 def in_place(head: nn.Module) -> nn.Module:
     """The head as it stands in its network, where the features' order is written into the conv before, at no cost."""
-    head = copy.copy(head)
+    head = copy.deepcopy(head)
     if isinstance(head, SubspaceLinear) and head.reorder is not None:
         del head.reorder
         head.reorder = None
@@ -234,8 +235,8 @@ def main() -> None:
     if args.rerun:
         rows.value["rows"] = {key: row for key, row in rows.value["rows"].items() if "times, batch" not in key}
     given = load(
-        args.checkpoint, model="head_imagenet:lite0", model_arg={"num_classes": 1000}, size=224, mean=(0.498,) * 3,
-        std=(0.502,) * 3,
+        args.checkpoint, model="head_imagenet:lite0", model_arg={"num_classes": 1000}, resize=256, size=224,
+        mean=(0.498,) * 3, std=(0.502,) * 3,
     )  # fmt: skip
     classifier = Classifier.of(given)
     pictures = sorted(args.images.rglob("*.jpg"))

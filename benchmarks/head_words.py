@@ -28,13 +28,15 @@ from torch import Tensor
 
 from slimrank.compress.head.matrix import Matrix
 from slimrank.compress.head.timing import head_files
-from slimrank.compress.head.two_level import Best
+from slimrank.compress.head.best import Best
 from slimrank.evaluate.latency import interleaved, machine
 from slimrank.evaluate.runner import Runner
 
 BATCHES = (1, 32)
-GROUPS, BEST, QUERIES = 800, 8, 4000
-PROBES = (4, 8, 16, 32)
+GROUPS, BEST, QUERIES = 400, 8, 4000
+EFFORTS = {"IVF 800": (8, 32, 128), "IVF 2530": (16, 32, 128), "HNSW": (32, 64, 128, 512)}  # faiss: its lists, and how many are read
+PROBES = (1, 2, 4, 8)
+SHORT = (0, 4096, 8192)  # classes that are computed for every query
 
 
 def written(cache: Path) -> tuple[Path, Path]:
@@ -84,24 +86,24 @@ def indexes(matrix: Matrix, cache: Path) -> dict[str, Callable[[np.ndarray], np.
     faiss.omp_set_num_threads(1)
     rows, width = matrix.weight.numpy(), matrix.weight.shape[1]
     found: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-    for kind in ("IVF", "HNSW"):
+    for kind, efforts in EFFORTS.items():
+        name, _, lists = kind.partition(" ")
         kept = cache / f"{kind}.faiss"
         if not kept.exists():
             index = faiss.IndexHNSWFlat(width, 16, faiss.METRIC_INNER_PRODUCT)
-            if kind == "IVF":
-                index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, GROUPS, faiss.METRIC_INNER_PRODUCT)
-                index.train(rows[np.random.default_rng(0).choice(len(rows), 65_000, replace=False)])
+            if lists:
+                index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, int(lists), faiss.METRIC_INNER_PRODUCT)
+                index.train(rows[np.random.default_rng(0).choice(len(rows), 100_000, replace=False)])
             index.add(rows)
             faiss.write_index(index, str(kept))
             print(kind, "built", flush=True)
-        for effort in (8, 32, 128) if kind == "IVF" else (32, 128, 512):
+        for effort in efforts:
             index = faiss.read_index(str(kept))
-            if kind == "IVF":
+            if lists:
                 index.nprobe = effort
             else:
                 index.hnsw.efSearch = effort
-            name = f"faiss {kind}, {'nprobe' if kind == 'IVF' else 'efSearch'} {effort}"
-            found[name] = lambda x, i=index: i.search(x, BEST)[1]
+            found[f"faiss {kind}, {'nprobe' if lists else 'efSearch'} {effort}"] = lambda x, i=index: i.search(x, BEST)[1]
     return found
 
 
@@ -116,8 +118,9 @@ def layers(matrix: Matrix, cache: Path) -> dict[str, Path]:
         for probe in PROBES:
             head = copy.copy(two_level)
             head.probe = probe
-            heads[f"two levels, {probe} of {GROUPS} groups"] = head
-            heads[f"two levels, {probe} of {GROUPS} groups, +best"] = Best(head, BEST)
+            for short in SHORT:
+                name = f"shortlist of {short}, {probe} of {GROUPS} groups, +best" if short else f"{probe} of {GROUPS} groups, +best"
+                heads[name] = matrix.best(head, BEST, short)
         for name, path in head_files(heads, width, folder, ["int8", "int4"]).items():
             path.rename(folder / f"{name.replace('/', ' of ')}.onnx")
     return {path.stem: path for path in sorted(folder.iterdir(), key=lambda path: (path.stem != "dense", path.stem))}

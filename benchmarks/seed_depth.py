@@ -2,7 +2,7 @@
 
     python benchmarks/seed_depth.py --cifar resnet20-cifar=resnet20-12fca82f.th --data folder:cifar10-jpeg
     python benchmarks/seed_depth.py --weights DIR --imagenet folder:IMAGENET --limit 50000
-    python benchmarks/seed_depth.py --network head_imagenet:lite0=efficientnet-lite0-57934424.pth --mean 0.498 --std 0.502 \
+    python benchmarks/seed_depth.py --network head_imagenet:lite0=efficientnet-lite0-57934424.pth --resize 256 --mean 0.498 --std 0.502 \
         --imagenet images:imagenet-sample-1000
 
 ImageNet (k1 = k2 = 50; Badola et al., Tables 2 to 6): networks whose torchvision weights lie in DIR as NAME-*.pth, and every
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder of torchvision's files")
     parser.add_argument("--network", action="append", default=[], metavar="NAME=CKPT", help="of ImageNet; as for --model")
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--resize", type=int, help="of --network: the shorter side before the crop of --size")
     parser.add_argument("--mean", type=float, help="of --network, one for all channels (default: ImageNet's)")
     parser.add_argument("--std", type=float)
     parser.add_argument("--imagenet", help="folder:DIR with train/ and val/, or images:DIR, a sample without labels")
@@ -68,7 +69,8 @@ def main() -> None:
                 rows.row(name, lambda p=files[0], n=name: decomposed(p, n, args.imagenet, 50))
         for pair in args.network:
             name, _, path = pair.partition("=")
-            seen = {"size": args.size, "mean": args.mean and (args.mean,) * 3, "std": args.std and (args.std,) * 3}
+            one = {"mean": args.mean and (args.mean,) * 3, "std": args.std and (args.std,) * 3}
+            seen = {"size": args.size, "resize": args.resize, **one}
             make = lambda p=Path(path), n=name, s=seen: decomposed(p, n, args.imagenet, 50, **s)  # noqa: E731
             rows.row(f"{name} on {args.imagenet.partition(':')[0]}", make)
     except OutOfTime:

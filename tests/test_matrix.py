@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from slimrank.cli import main
+from slimrank.compress.head.best import Best, frequent
 from slimrank.compress.head.bench import bench_final_layer
 from slimrank.compress.head.matrix import Matrix
 from slimrank.compress.head.options import FINAL_LAYERS, FinalLayerOptions
-from slimrank.compress.head.two_level import Best
 from slimrank.evaluate.runner import Runner
 from slimrank.evaluate.timing import Timing
 from slimrank.export.quantize import quantized_int4
@@ -81,6 +81,31 @@ def test_the_best_classes_are_those_of_all_logits(files, tmp_path):
         assert np.array_equal(found[1], classes[:rows].numpy())
 
 
+@pytest.mark.parametrize("groups", [7, 8])  # of nine classes, and of seven and eight
+def test_a_shortlist_is_computed_whatever_is_probed(files, groups):
+    matrix = Matrix.read(files / "w.npy", files / "q.npy")
+    head = matrix.heads(32, groups, 4, 4, 1, groups)["two-level"]()
+    wanted = (matrix.judge @ matrix.weight.T).topk(4, 1).indices
+    right = {}
+    for count in (0, 20, 63):
+        best = matrix.best(head, 4, count)
+        logits, classes = best(matrix.judge)
+        right[count] = float((classes[:, 0] == wanted[:, 0]).double().mean())
+        assert bool((logits[:, :-1] >= logits[:, 1:]).all())
+        assert all(len(row.unique()) == 4 for row in classes)
+        assert best.macs(()) == head.macs(()) + 32 * count
+    assert right[0] < right[20] <= right[63] == 1.0
+    assert torch.equal(classes, wanted)
+
+
+def test_the_shortlist_is_what_queries_come_nearest_to():
+    weight = torch.eye(6)
+    queries = torch.tensor([[9.0, 1, 0, 0, 0, 0], [9, 0, 8, 0, 0, 0], [0, 0, 8, 9, 0, 0]])
+    assert frequent(weight, torch.zeros(6), queries, 2).tolist() == [0, 3]
+    assert frequent(weight, torch.zeros(6), queries, 3).tolist() == [0, 2, 3]
+    assert frequent(weight, torch.zeros(6), queries, 4).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("features", [96, 50])
 def test_int4_rounds_a_layer(tmp_path, features):
     torch.manual_seed(0)
@@ -102,6 +127,8 @@ def test_int4_rounds_a_layer(tmp_path, features):
         ("--weights words.npy --queries q.npy", "must hold one matrix"),
         ("--weights w.npy --queries nan.npy", "not finite"),
         ("--weights w.npy --queries one.npy", "at least 4"),
+        ("--weights w.npy --queries q.npy --shortlist 8", "for --layout two-level+best"),
+        ("--weights w.npy --queries q.npy --layout two-level+best --shortlist 64", "must lie in 0..63"),
         ("--weights text.npy --queries q.npy", "is no .npy file"),
         ("--weights none.npy --queries q.npy", "is no .npy file"),
     ],

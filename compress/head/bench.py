@@ -18,12 +18,12 @@ from ..channels.features import classifier
 from ..network.checkpoint import Checkpoint
 from ..network.layout_names import INT8
 from ..network.subspace import SubspaceLinear, check_probe
+from .best import Best
 from .classifier import two_level_groups
 from .low_rank import low_rank
 from .matrix import Matrix
 from .options import FINAL_LAYERS, INT4, FinalLayerOptions, check_tile
 from .timing import head_files, random_head
-from .two_level import Best
 
 PROBE = 8  # groups of a two-level head that are computed, where nobody says how many
 
@@ -47,7 +47,7 @@ class FinalLayerLatency:
 @dataclass(frozen=True)
 class FinalLayerShape:
     """The size of the layer, and of the heads that are timed against it: `k` features a class, in `groups` of classes;
-    `probe` of the `probe_groups` groups of a two-level head are computed."""
+    `probe` of the `probe_groups` groups of a two-level head are computed, and, of two-level+best, a `shortlist` of classes."""
 
     features: int
     classes: int
@@ -57,6 +57,7 @@ class FinalLayerShape:
     rescore: int
     probe: int
     probe_groups: int
+    shortlist: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class FinalLayerBench:
             for row in layouts.values()
         )
         two_level = f"; two-level: {shape.probe} of {shape.probe_groups} groups" if self.two_level else ""
+        two_level += f", {shape.shortlist} classes always" if self.two_level and shape.shortlist else ""
         return (
             f"{shape.features} features, {shape.classes} classes, {shape.k} features a class ({shape.groups} groups, tiles of "
             f"{shape.tile}{two_level}); `linear` is the dense layer\n{sizes}\n{self.comparison}"
@@ -104,12 +106,17 @@ def bench_final_layer(
     if two_level:
         rescore = shape.rescore if "two-level+rescore" in options.layout else 0
         check_probe(shape.probe, shape.probe_groups, rescore, shape.classes)
-    elif options.probe is not None and own is None:
+    if options.shortlist is not None:
+        if matrix is None or "two-level+best" not in options.layout:
+            raise SlimrankError("`shortlist` is drawn from `queries`, for `layout` two-level+best; add both, or leave it out")
+        if not 0 <= options.shortlist <= shape.classes:
+            raise SlimrankError(f"`shortlist` is {options.shortlist}, must lie in 0..{shape.classes}, the number of classes")
+    if not two_level and options.probe is not None and own is None:
         raise SlimrankError("`probe` says how many groups of a two-level head are computed; add `layout` two-level")
     linear = matrix.linear if matrix else nn.Linear(shape.features, shape.classes).eval()
     makers = rivals(linear, shape, seed)
     if matrix:
-        makers = matrix.heads(shape.k, shape.groups, shape.tile, shape.rescore, shape.probe, shape.probe_groups)
+        makers = matrix.heads(shape.k, shape.groups, shape.tile, shape.rescore, shape.probe, shape.probe_groups, shape.shortlist)
     names = [n for name in options.layout for n in ((name, f"{name}, adjacent") if name.startswith("tiled") else (name,))]
     heads: dict[str, nn.Module] = {"linear": linear, **{name: makers[name]() for name in names if name in makers}}
     if own is not None:
@@ -177,7 +184,8 @@ def shape_of(layer: SubspaceLinear | nn.Linear | None, options: FinalLayerOption
     if features % tile or k % tile:
         raise SlimrankError(f"`tile` {tile} does not divide `k` {k} and {features} features; choose another")
     probe = min(PROBE, probe_groups) if probe is None else probe
-    return FinalLayerShape(features, classes, k, groups, tile, min(rescore, classes), probe, probe_groups)
+    shortlist = 0 if options.queries is None else classes // 64 if options.shortlist is None else options.shortlist
+    return FinalLayerShape(features, classes, k, groups, tile, min(rescore, classes), probe, probe_groups, shortlist)
 
 
 def rivals(linear: nn.Linear, shape: FinalLayerShape, seed: int) -> dict[str, Callable[[], nn.Module]]:

@@ -17,8 +17,9 @@ from ..network.subspace import SubspaceLinear, sizes
 from .cluster import Subspaces, cocluster, dealt
 from .fit import assemble, refitted
 from .low_rank import low_rank
+from .best import CLASSES, Best, frequent
 from .select import centred, choose_features, saliency
-from .two_level import CLASSES, Best, confusable, mean_scores, trained_scores
+from .two_level import confusable, mean_scores, trained_scores
 
 CHUNK = 256  # queries at once: logits of all classes for each
 
@@ -82,6 +83,12 @@ class Matrix:
 
         return max((trained, mean_scores(weight, bias, order, groups)), key=recall)
 
+    def best(self, head: SubspaceLinear, count: int, shortlist: int) -> Best:
+        """The `count` best classes of a two-level head beside the `shortlist` that the first half asks for most."""
+        if not shortlist:
+            return Best(head, count)
+        return Best(head, count, frequent(*self.target, self.fit, shortlist), self.target)
+
     @cached_property
     def decisions(self) -> Tensor:
         """What the dense layer decides on the judging half."""
@@ -101,9 +108,12 @@ class Matrix:
         return float((ours == self.decisions).double().mean())
 
     def heads(
-        self, k: int, groups: int, tile: int, rescore: int, probe: int, probe_groups: int
+        self, k: int, groups: int, tile: int, rescore: int, probe: int, probe_groups: int, shortlist: int = 0
     ) -> dict[str, Callable[[], nn.Module]]:
-        """How each layout is fitted, by its name: as for a checkpoint, by least squares."""
+        """How each layout is fitted, by its name: as for a checkpoint, by least squares.
+
+        `shortlist`: of two-level+best, how many classes are computed for every query.
+        """
         weight, bias = self.target
         classes, features = weight.shape
         given = (self.moments.mean, self.moments.covariance)
@@ -130,7 +140,7 @@ class Matrix:
             made[f"tiled{name}"] = partial(tiled, groups, False, again)
             made[f"tiled{name}, adjacent"] = partial(tiled, groups, False, again, True)
             made[f"two-level{name}"] = partial(tiled, probe_groups, True, again)
-        made["two-level+best"] = lambda: Best(tiled(probe_groups, True, False), rescore)
+        made["two-level+best"] = lambda: self.best(tiled(probe_groups, True, False), rescore, shortlist)
         return made
 
 

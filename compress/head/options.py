@@ -170,6 +170,9 @@ class FinalLayerOptions:
     tile: int | None = option(None, "tiled: adjacent features that go together, a power of two (default: up to 16)")
     rescore: int = option(8, "classes recomputed densely, for ...+rescore; given, for ...+best (default {default})")
     probe: int | None = option(None, "two-level: groups of classes that are computed (default: up to 8)")
+    shortlist: int | None = option(
+        None, "two-level+best with --queries: classes that are computed for every query, those asked for most (default: one of 64)"
+    )
     layout: tuple[str, ...] = option(
         ("gather", "tiled", "tiled+rescore"),
         "comma-separated: gather, tiled, tiled+rescore (default); two-level[+rescore, +best], dense, int8, int4, svd[+rescore]",

@@ -13,14 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..channels.features import Cached
-from ..network import layouts
-from ..network.subspace import SubspaceLinear, candidates, sizes
+from ..network.subspace import SubspaceLinear, sizes
 from .cluster import SAMPLE, assigned, dealt, sampled, ward
 from .fit import fit_adam
 from .select import CHUNK
 
 KMEANS_ROUNDS = 20
-CLASSES = "classes"  # name of the ONNX output of Best
 
 
 def confusable(weight: Tensor, covariance: Tensor, class_groups: int, seed: int = 0) -> Tensor:
@@ -96,28 +94,6 @@ def probe_recall(head: SubspaceLinear, seen: Cached) -> float:
             probed = head.probed(x if head.reorder is None else x[:, head.reorder])
             hits += int((group[whole(x).argmax(1)][:, None] == probed).any(1).sum())
     return hits / len(seen.x)
-
-
-class Best(nn.Module):
-    """The `count` best classes of a two-level head, and nothing of the others: logits and classes, both [images, count].
-
-    With very many classes, writing a logit for each takes longer than finding the best.
-    """
-
-    outputs = ("logits", CLASSES)
-
-    def __init__(self, head: SubspaceLinear, count: int):
-        super().__init__()
-        self.head, self.count = head, count
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        placed = x if self.head.reorder is None else layouts.moved(x, self.head.reorder)
-        logits, classes = candidates(self.head, placed)
-        best = logits.topk(self.count, 1)
-        return best.values, classes.gather(1, best.indices)
-
-    def macs(self, input_shape: tuple[int, ...]) -> int:
-        return self.head.macs(input_shape)
 
 
 def _centres(rows: Tensor, group: Tensor, room: Tensor) -> Tensor:

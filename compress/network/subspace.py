@@ -181,13 +181,14 @@ class SubspaceLinear(nn.Module):
 
 
 def candidates(head: SubspaceLinear, placed: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and classes of the groups that are computed, [images, probe * most classes a group]; what stands twice in them
+    """Logits and rows of the groups that are computed, [images, probe * most classes a group]; what stands twice in them
     has -inf the second time."""
     best = head.probed(placed).flatten()
     own = head._members.index_select(0, best)
     y, rows = layouts.probed(placed, best, own, head._tiles, head.tile, head.weight, head.bias)
-    y = y + head._twice.index_select(0, best).view(placed.shape[0], -1)
-    return y, rows if head.order is None else head.order[rows]
+    if len(head.weight) % len(head.index):
+        y = y + head._twice.index_select(0, best).view(placed.shape[0], -1)
+    return y, rows
 
 
 def _two_level(head: SubspaceLinear, x: Tensor) -> Tensor:
