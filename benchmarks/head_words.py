@@ -28,13 +28,12 @@ from torch import Tensor
 
 from slimrank.compress.head.matrix import Matrix
 from slimrank.compress.head.timing import head_files
-from slimrank.compress.head.best import Best
 from slimrank.evaluate.latency import interleaved, machine
 from slimrank.evaluate.runner import Runner
 
 BATCHES = (1, 32)
 GROUPS, BEST, QUERIES = 400, 8, 4000
-EFFORTS = {"IVF 800": (8, 32, 128), "IVF 2530": (16, 32, 128), "HNSW": (32, 64, 128, 512)}  # faiss: its lists, and how many are read
+EFFORTS = {"IVF 800": (8, 32, 128), "IVF 2530": (16, 32, 128), "HNSW": (32, 64, 128, 512)}  # faiss: lists that are read
 PROBES = (1, 2, 4, 8)
 SHORT = (0, 4096, 8192)  # classes that are computed for every query
 
@@ -87,7 +86,7 @@ def indexes(matrix: Matrix, cache: Path) -> dict[str, Callable[[np.ndarray], np.
     rows, width = matrix.weight.numpy(), matrix.weight.shape[1]
     found: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     for kind, efforts in EFFORTS.items():
-        name, _, lists = kind.partition(" ")
+        lists = kind.partition(" ")[2]
         kept = cache / f"{kind}.faiss"
         if not kept.exists():
             index = faiss.IndexHNSWFlat(width, 16, faiss.METRIC_INNER_PRODUCT)
@@ -119,8 +118,8 @@ def layers(matrix: Matrix, cache: Path) -> dict[str, Path]:
             head = copy.copy(two_level)
             head.probe = probe
             for short in SHORT:
-                name = f"shortlist of {short}, {probe} of {GROUPS} groups, +best" if short else f"{probe} of {GROUPS} groups, +best"
-                heads[name] = matrix.best(head, BEST, short)
+                beside = f"shortlist of {short}, " if short else ""
+                heads[f"{beside}{probe} of {GROUPS} groups, +best"] = matrix.best(head, BEST, short)
         for name, path in head_files(heads, width, folder, ["int8", "int4"]).items():
             path.rename(folder / f"{name.replace('/', ' of ')}.onnx")
     return {path.stem: path for path in sorted(folder.iterdir(), key=lambda path: (path.stem != "dense", path.stem))}

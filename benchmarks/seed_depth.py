@@ -2,8 +2,8 @@
 
     python benchmarks/seed_depth.py --cifar resnet20-cifar=resnet20-12fca82f.th --data folder:cifar10-jpeg
     python benchmarks/seed_depth.py --weights DIR --imagenet folder:IMAGENET --limit 50000
-    python benchmarks/seed_depth.py --network head_imagenet:lite0=efficientnet-lite0-57934424.pth --resize 256 --mean 0.498 --std 0.502 \
-        --imagenet images:imagenet-sample-1000
+    python benchmarks/seed_depth.py --network head_imagenet:lite0=efficientnet-lite0-57934424.pth --resize 256 \
+        --mean 0.498 --std 0.502 --imagenet images:imagenet-sample-1000
 
 ImageNet (k1 = k2 = 50; Badola et al., Tables 2 to 6): networks whose torchvision weights lie in DIR as NAME-*.pth, and every
 NAME=CHECKPOINT given, with an ImageNet folder; what is not there is "not run". On images:DIR, a sample with too few labels to

@@ -1,4 +1,4 @@
-"""Who may import whom: cli -> verbs, benchmarks -> compress -> export -> evaluate; inside compress floor by floor. Never back."""
+"""Who may import whom: cli -> verbs, benchmarks -> compress -> export -> evaluate; inside compress by floors. Never back."""
 
 import ast
 from pathlib import Path

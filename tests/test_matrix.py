@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from slimrank.cli import main
-from slimrank.compress.head.best import Best, frequent
 from slimrank.compress.head.bench import bench_final_layer
+from slimrank.compress.head.best import Best, frequent
 from slimrank.compress.head.matrix import Matrix
 from slimrank.compress.head.options import FINAL_LAYERS, FinalLayerOptions
 from slimrank.evaluate.runner import Runner

@@ -116,7 +116,9 @@ def bench_final_layer(
     linear = matrix.linear if matrix else nn.Linear(shape.features, shape.classes).eval()
     makers = rivals(linear, shape, seed)
     if matrix:
-        makers = matrix.heads(shape.k, shape.groups, shape.tile, shape.rescore, shape.probe, shape.probe_groups, shape.shortlist)
+        makers = matrix.heads(
+            shape.k, shape.groups, shape.tile, shape.rescore, shape.probe, shape.probe_groups, shape.shortlist
+        )
     names = [n for name in options.layout for n in ((name, f"{name}, adjacent") if name.startswith("tiled") else (name,))]
     heads: dict[str, nn.Module] = {"linear": linear, **{name: makers[name]() for name in names if name in makers}}
     if own is not None:

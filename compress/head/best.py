@@ -19,7 +19,7 @@ NEAR = 128  # a class among so many best ones is near the top of a query
 
 
 def frequent(weight: Tensor, bias: Tensor, queries: Tensor, count: int) -> Tensor:
-    """List the `count` classes that come nearest to the top of some query, by the best place that they reach, then by the sum of 1 / place.
+    """List the `count` classes that come nearest to the top of some query: by their best place, then by the sum of 1 / place.
 
     weight [classes, features], bias [classes], queries [n, features]; returns classes, rising.
     """
@@ -42,6 +42,7 @@ class Best(nn.Module):
     """
 
     outputs = ("logits", CLASSES)
+    shortlist: Tensor
 
     def __init__(
         self, head: SubspaceLinear, count: int, shortlist: Tensor | None = None, dense: tuple[Tensor, Tensor] | None = None

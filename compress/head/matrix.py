@@ -14,10 +14,10 @@ from ...errors import SlimrankError
 from ...evaluate.runner import Runner
 from ..channels.features import Cached, Moments
 from ..network.subspace import SubspaceLinear, sizes
+from .best import CLASSES, Best, frequent
 from .cluster import Subspaces, cocluster, dealt
 from .fit import assemble, refitted
 from .low_rank import low_rank
-from .best import CLASSES, Best, frequent
 from .select import centred, choose_features, saliency
 from .two_level import confusable, mean_scores, trained_scores
 

@@ -171,7 +171,8 @@ class FinalLayerOptions:
     rescore: int = option(8, "classes recomputed densely, for ...+rescore; given, for ...+best (default {default})")
     probe: int | None = option(None, "two-level: groups of classes that are computed (default: up to 8)")
     shortlist: int | None = option(
-        None, "two-level+best with --queries: classes that are computed for every query, those asked for most (default: one of 64)"
+        None,
+        "two-level+best, --queries: classes computed for every query, those asked for most (default: one of 64)",
     )
     layout: tuple[str, ...] = option(
         ("gather", "tiled", "tiled+rescore"),
