@@ -99,9 +99,11 @@ class FloatLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8:
-    """What int8 came to on `images` images. `methods`: agreement of the whole network in int8 by calibration; `before`: the
-    float file, `after`: the one with `floats` left float; `speedups` of this, a row a batch size; `taken`: it was written, else the
-    float file was."""
+    """What int8 came to on `images` images.
+
+    `methods`: agreement of the whole network in int8 by calibration. `before`: the float file, `after`: the one with
+    `floats` left float, `speedups` of this, a row a batch size. `taken`: it was written, else the float file was.
+    """
 
     taken: bool
     method: str
