@@ -84,7 +84,7 @@ def network(rows: Rows, name: str, given: Checkpoint, data: Data, folder: Path) 
             dense.append(judged(folder / "dense.onnx", data, None)[0])
         return {**judged(path, data, dense[0])[1], **more}
 
-    for source in ("dense", *(HALVES if name == "resnet18" else ("reconstruct",))):
+    for source in ("dense", *(HALVES if name == "resnet18" else ())):
         path = folder / f"{source}.onnx"
         if not path.exists():
             made = given if source == "dense" else halved(given, data, source, folder / f"{source}.safetensors")

@@ -17,6 +17,8 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData, create_c
 from torch import Tensor
 from tqdm import tqdm
 
+from ..errors import SlimrankError
+
 BATCH = 32  # images; a range that fewer have seen is chance
 METHODS = ("minmax", "entropy", "percentile")
 PERCENTILE = 99.99  # of the values, half of the rest cut off at either end
@@ -29,7 +31,8 @@ Ranges = dict[str, Any]  # TensorData by tensor name
 def calibrate(path: str | Path, images: Iterable[Tensor], ops: Iterable[str]) -> dict[str, Ranges]:
     """Ranges of the tensors that operators of types `ops` read and make, by method.
 
-    `images`: batches [batch, channels, height, width], at least one.
+    `images`: batches [batch, channels, height, width], at least one. Raises SlimrankError where ONNX Runtime's calibrator
+    refuses the network, as where activations are infinite.
     """
     with tempfile.TemporaryDirectory() as folder, quiet():
         calibrator = create_calibrator(
@@ -38,8 +41,11 @@ def calibrate(path: str | Path, images: Iterable[Tensor], ops: Iterable[str]) ->
             extra_options={"symmetric": False, "num_bins": BINS},
         )  # fmt: skip
         for batch in tqdm(images, desc="calibration", leave=False, disable=None):
-            calibrator.collect_data(_Once(calibrator.infer_session.get_inputs()[0].name, batch))
-        return {method: RANGES[method](calibrator.collector) for method in METHODS}
+            feed = _Once(calibrator.infer_session.get_inputs()[0].name, batch)
+            with refusing("calibrate"):
+                calibrator.collect_data(feed)
+        with refusing("calibrate"):
+            return {method: RANGES[method](calibrator.collector) for method in METHODS}
 
 
 def observed(path: str | Path, images: Tensor, ops: Iterable[str]) -> Ranges:
@@ -85,6 +91,16 @@ def _merged(histogram: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.nd
     padded = np.pad(histogram, half * times - len(histogram) // 2)
     top = half * times * (edges[-1] - edges[0]) / len(histogram)
     return padded.reshape(-1, times).sum(1), np.linspace(-top, top, 2 * half + 1, dtype=edges.dtype)
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn whatever ONNX Runtime's quantiser raises into one line; `what` it could not do to the network."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise SlimrankError(f"ONNX Runtime cannot {what} this network: {reason}; leave out `int8`") from error
 
 
 class _Once:

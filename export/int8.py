@@ -12,7 +12,7 @@ from onnxruntime.quantization import QDQQuantizer, QuantType
 from torch import Tensor
 
 from ..errors import SlimrankError
-from .calibration import Ranges, observed, quiet
+from .calibration import Ranges, observed, quiet, refusing
 from .to_onnx import ONE_FILE, beside
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -82,16 +82,12 @@ class FloatFile:
         nodes = [node for name, group in self.layers.items() if name not in floats for node in group]
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
-        try:
-            with quiet():
-                quantizer = QDQQuantizer(
-                    model, True, self.kernels.seven_bits, QuantType.QInt8, kind, ranges, nodes, [], list(OPS),
-                    {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits keep their digits
-                )  # fmt: skip
-                quantizer.quantize_model()
-        except Exception as error:  # the quantiser raises whatever its parts do
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            raise SlimrankError(f"ONNX Runtime cannot quantise this network: {reason}; leave out `int8`") from error
+        with quiet(), refusing("quantise"):
+            quantizer = QDQQuantizer(
+                model, True, self.kernels.seven_bits, QuantType.QInt8, kind, ranges, nodes, [], list(OPS),
+                {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits keep their digits
+            )  # fmt: skip
+            quantizer.quantize_model()
         written: onnx.ModelProto = quantizer.model.model
         _tidy(written, self.model)
         external: dict[str, Any] = {}

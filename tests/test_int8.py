@@ -138,6 +138,11 @@ def test_what_quantises_itself_is_refused(file, ranges, tmp_path):
         FloatFile(path)
 
 
+def test_infinite_activations_are_told_in_one_line(file):
+    with pytest.raises(SlimrankError, match=r"cannot calibrate this network: .*; leave out `int8`"):
+        calibrate(file.path, [torch.full((2, 3, 16, 16), torch.inf)], OPS)
+
+
 def judged(wrong, images=1000):
     return Judged(torch.arange(images) >= wrong, None, wrong / images)
 
