@@ -94,13 +94,13 @@ def _merged(histogram: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Turn whatever ONNX Runtime's quantiser raises into one line; `what` it could not do to the network."""
+def refusing(what: str, option: str = "int8") -> Iterator[None]:
+    """Turn whatever ONNX Runtime's quantiser raises into one line; `what` it could not do to the network for `option`."""
     try:
         yield
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise SlimrankError(f"ONNX Runtime cannot {what} this network: {reason}; leave out `int8`") from error
+        raise SlimrankError(f"ONNX Runtime cannot {what} this network: {reason}; leave out `{option}`") from error
 
 
 class _Once:

@@ -119,6 +119,7 @@ FAILS = [
     ("export dense.safetensors --data digits --int8 --max-drop 2 -o m.onnx", "one point"),
     ("export dense.safetensors --data digits --int8 --threads 1,2 -o m.onnx", "name one"),
     ("export dense.safetensors --data digits --max-drop 0.1 -o m.onnx", "say what --int8 is held to"),
+    ("export dense.safetensors --data digits --int8 --fp16 -o m.onnx", "write two files"),
     ("prune dense.safetensors --macs 0.5 --int8 -o out.safetensors", "--latency and --timed"),
     ("compress dense.safetensors --int8 -o c", "add --data"),
     ("prune dense.safetensors --macs 0.5 -o x.pt", "must end in .safetensors"),

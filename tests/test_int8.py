@@ -296,6 +296,19 @@ def test_max_drop_holds_int8_to_accuracy(given, tmp_path, monkeypatch):
     assert not found.taken or found.before.top1 - found.after.top1 <= 0.02
 
 
+def test_float16_decides_as_float_in_half_of_the_bytes(given, tmp_path):
+    checkpoint, data, plain = given
+    found = export_stage(checkpoint, tmp_path / "m.onnx", data, ExportOptions(fp16=True))
+    kinds = {tensor.data_type for tensor in onnx.load(found.path).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    assert onnx.TensorProto.FLOAT not in kinds
+    assert 0 < found.parity.relative < 0.05
+    assert found.parity.agreement > 0.99
+    assert found.bytes < plain.bytes
+    assert metadata(found.path) == metadata(plain.path)
+    assert Runner(found.path).kind == np.float32
+
+
 @pytest.mark.parametrize("limit", [5, 31])
 def test_too_few_images_to_calibrate_on(given, tmp_path, limit):
     data = open_data("digits", given[0].preprocessing, limit=limit)

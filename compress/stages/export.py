@@ -9,6 +9,7 @@ import torch
 from ... import __version__
 from ...evaluate.data import Data
 from ...evaluate.runner import Runner
+from ...export.half import TOLERANCE, halved
 from ...export.mixed import Int8, check_enough, mixed
 from ...export.parity import Parity, parity
 from ...export.to_onnx import export as to_onnx
@@ -51,8 +52,8 @@ def export(
 ) -> Exported:
     """Write the ONNX file; parity is measured on the test split, or on random inputs, labelled so, without data.
 
-    Nothing is written, and an older file stays, where the float file differs from the network by more than `tolerance`:
-    then raises SlimrankError. With `int8` the float file is written only where int8 does not pay.
+    Nothing is written, and an older file stays, where the float file differs from the network by more than `tolerance`, or the
+    float16 one by a tenth: then raises SlimrankError. With `int8` the float file is written only where int8 does not pay.
     """
     options = (options or ExportOptions()).check(data is not None)
     if data is not None:
@@ -65,6 +66,9 @@ def export(
     with replacing(path) as fresh:
         to_onnx(checkpoint.model, checkpoint.example(), fresh, onnx_metadata(checkpoint), opset=options.opset)
         found = compared(checkpoint, fresh, data, seed=seed).check(options.tolerance)
+        if options.fp16:
+            halved(fresh, fresh)
+            found = compared(checkpoint, fresh, data, seed=seed).check(max(options.tolerance, TOLERANCE))
         if options.int8 and data is not None:
             int8 = quantised(fresh, data, options, seed)
             found = compared(checkpoint, fresh, data, seed=seed) if int8.taken else found

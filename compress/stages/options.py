@@ -148,6 +148,7 @@ class ExportOptions:
         0.01, "largest difference of the float file from PyTorch, as a share of the logits' spread (default {default})"
     )
     int8: bool = option(False, "int8 where it is faster and accurate, calibrated on training images (needs --data)")
+    fp16: bool = option(False, "float16 for --providers cuda; images and logits stay float32")
     max_drop: float | None = option(
         None,
         "with --int8: validation top-1 that it may lose (default 0.01: one point); without labels, share of decisions that it "
@@ -162,6 +163,8 @@ class ExportOptions:
         check_opset(self.opset)
         if not 0 <= self.tolerance < math.inf:
             raise SlimrankError(f"`tolerance` is {self.tolerance}, must be a share of the logits' spread, as 0.01")
+        if self.int8 and self.fp16:
+            raise SlimrankError("`int8` is for the CPU and `fp16` for the GPU; write two files")
         if not self.int8:
             if self.max_drop is not None or self.timing is not None:
                 raise SlimrankError("`max_drop`, `batch` and `threads` say what `int8` is held to; add it, or leave them out")
