@@ -40,7 +40,7 @@ from .recipes.recipe import RECIPE, written_recipe
 from .rows import ROWS, BaselineRow, BenchRow, ExportRow, FinetuneRow, PruneRow, RankRow, RivalsRow, Row, SpecializeRow
 from .stages.export import export, onnx_metadata
 from .stages.finetune import finetune
-from .stages.measure import Decided, agreement, decided, decided_by
+from .stages.measure import Decided, agreement, decided, decided_by, left_to_lose
 from .stages.place import Place, identity
 from .stages.prune import prune
 from .stages.rank import rank
@@ -337,7 +337,11 @@ def _export(run: Run) -> ExportRow:
     asked, after, int8 = run.options.export, run.decided(slim.model), None
     if asked.int8:
         to_onnx(slim.model, slim.example(), run.out / FLOAT, onnx_metadata(slim))
-        asked = replace(asked, max_drop=_left_to_lose(run, slim))
+        assert run.data is not None
+        allowed, top1 = run.options.cut.max_drop, run.row(PruneRow).validation_top1_before
+        if allowed is not None and top1 is not None:
+            left = left_to_lose(allowed, top1, slim.model, run.data, device=run.options.device)
+            asked = replace(asked, max_drop=left)
     file = export(slim, run.out / "model.onnx", run.data, asked, seed=run.options.seed)
     if file.int8 is not None:
         assert run.data is not None
@@ -352,16 +356,6 @@ def _export(run: Run) -> ExportRow:
         bytes=file.bytes, parity=file.parity.to_dict(), int8=int8,
         says=f"{file.bytes:,} bytes; {file.parity}" if file.int8 is None else f"{file.bytes:,} bytes; {file.int8}",
     )  # fmt: skip
-
-
-def _left_to_lose(run: Run, slim: Checkpoint) -> float | None:
-    """What int8 may lose of a `max_drop`, which the cut has used a part of; None where there is none."""
-    allowed, before = run.options.cut.max_drop, run.row(PruneRow).validation_top1_before
-    if allowed is None or before is None or run.data is None:
-        return None
-    after = decided(slim.model, run.data, "validation", device=run.options.device).top1
-    assert after is not None
-    return max(0.0, allowed - (before - after))
 
 
 def _same(run: Run, after: Decided | None) -> float | None:

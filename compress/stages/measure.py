@@ -42,5 +42,12 @@ def agreement(dense: Decided, smaller: Decided) -> float:
     return _share(dense.classes == smaller.classes)
 
 
+def left_to_lose(max_drop: float, before: float, model: nn.Module, data: Data, *, device: str = "cpu") -> float:
+    """What a network may still lose of a `max_drop`, of which it has used a part; `before`: the dense top-1 on validation."""
+    after = decided(model, data, "validation", device=device).top1
+    assert after is not None
+    return max(0.0, max_drop - (before - after))
+
+
 def _share(equal: Tensor) -> float:
     return int(equal.sum()) / len(equal)
