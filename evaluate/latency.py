@@ -1,13 +1,12 @@
 """Latency of ONNX files in ONNX Runtime, measured in one interleaved run so that models can be compared.
 
 All models of a setting (provider, batch, threads) are loaded at once and run in turn, A B A B ..., after a warm-up: whatever
-else the machine does slows all of them alike. They are loaded several times over, each time in another random order: from one
+else the machine does slows all of them alike. They are loaded several times over, every other time in reverse order: from one
 session to the next a file runs by up to two hundredths faster or slower, by where its weights lie in memory. Speedups and
 their intervals are taken from the pairs of a round (ratio.py). Worker threads stop spinning when a run ends, so that one
 model's threads do not occupy another's cores. On a GPU images and logits stay in its memory.
 """
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -179,13 +178,13 @@ def compare(
 def _times(names: Sequence[str], opened: Callable[[str], Call], seconds: float) -> dict[str, list[list[float]]]:
     """Seconds of every round of each session of each model; loading takes at most half as long again as the runs, or is
     done three times."""
-    shuffled = random.Random(0)
     times: dict[str, list[list[float]]] = {name: [] for name in names}
     total = seconds * len(names)
     sessions = 1
     while len(times[names[0]]) < sessions:
         start = time.perf_counter()
-        calls = {name: opened(name) for name in shuffled.sample(names, len(names))}
+        turned = len(times[names[0]]) % 2
+        calls = {name: opened(name) for name in (reversed(names) if turned else names)}
         if not times[names[0]]:
             for call in calls.values():  # what a session costs before its first round
                 call()

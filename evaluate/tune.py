@@ -84,7 +84,7 @@ class Tuned:
         return "\n".join(rows)
 
 
-def tune(
+def best_settings(
     model: str, path: str | Path, *, provider: str = "cpu", batch: int = 1, seconds: float = 1.0, size: Side | None = None,
     feed: Feed = Runner.example,
 ) -> Tuned:  # fmt: skip

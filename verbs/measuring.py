@@ -134,7 +134,7 @@ def bench(args: argparse.Namespace) -> Result:
     found = bench(
         named(args.models), providers=timing.providers, batches=timing.batch, threads=timing.threads, seconds=args.seconds,
         images=asked_for.images, inputs=args.inputs, data=None if args.data is None else spec_of(args), expect=args.expect,
-        profile=args.profile, tuned=args.tune,
+        profile=args.profile, tune=args.tune,
     )  # fmt: skip
     return found.to_dict(), str(found)
 

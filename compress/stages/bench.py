@@ -17,7 +17,7 @@ from ...evaluate.latency import Comparison, Feed, compare
 from ...evaluate.onnx_macs import OnnxMacs, count_onnx
 from ...evaluate.runner import Runner
 from ...evaluate.startup import Start, start
-from ...evaluate.tune import Tuned, tune
+from ...evaluate.tune import Tuned, best_settings
 from ...export.to_onnx import size as bytes_of
 from .evaluate import seen_by
 
@@ -82,13 +82,13 @@ def bench(
     data: DataSpec | None = None,
     expect: Sequence[str] = (),
     profile: bool = False,
-    tuned: bool = False,
+    tune: bool = False,
 ) -> Bench:
     """Time named ONNX files against each other, the first being what the others are compared with, and start each once in a
     process of its own at every setting.
 
     Images are random ones, or those of an .npz file (`inputs`), or the test images of `data` as each file sees them; `images`
-    says their size where a file leaves it open. `expect`: see `evaluate.expect`. `profile`: time of every operator, `tuned`:
+    says their size where a file leaves it open. `expect`: see `evaluate.expect`. `profile`: time of every operator, `tune`:
     the best session options, both at the first provider, batch and thread count. Raises SlimrankError for files that are not
     to be timed, and for expectations of what is not measured, before anything is timed.
     """
@@ -110,7 +110,7 @@ def bench(
     first = timed.results[0]
     how: dict[str, Any] = {"provider": first.provider, "batch": first.batch, "seconds": seconds, "size": size, "feed": feed}
     profiles = [profiled(name, path, threads=first.threads, **how) for name, path in models.items()] if profile else []
-    settings = [tune(name, path, **how) for name, path in models.items()] if tuned else []
+    settings = [best_settings(name, path, **how) for name, path in models.items()] if tune else []
     shown = {one.name: getattr(timed, one.name) for one in fields(timed)}
     found = Bench(**shown, files=files, starts=starts, profiles=profiles, tuned=settings)
     return replace(found, expected=[one.judged(_measured(found, one.metric, list(models))) for one in asked])
