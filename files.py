@@ -2,12 +2,18 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from .errors import SlimrankError
+
+LARGEST = 2**26  # bytes of a file that is read whole
+T = TypeVar("T")
 
 
 def output(path: str | Path, suffix: str, *inputs: str | Path | None) -> Path:
@@ -69,14 +75,36 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: str | Path, what: str, remedy: str = "make it again") -> Any:
-    """The JSON object in a file, or one line that says what is wrong with it, and what to do."""
+def read_file(path: str | Path, what: str, largest: int = LARGEST) -> bytes:
+    """The bytes of a regular file (a pipe waits for ever), or one line that says why there are none."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SlimrankError(f"cannot read {what} {path}: {error.strerror or error}; check the path") from error
-    except ValueError as error:
-        raise SlimrankError(f"{what} {path} is not JSON ({error}); {remedy}") from error
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):
+            raise SlimrankError(f"cannot read {what} {path}: it is no file; check the path")
+        if about.st_size > largest:
+            raise SlimrankError(f"{what} {path} has {about.st_size:,} bytes, {largest:,} is the limit; check the path")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SlimrankError(f"cannot read {what} {path}: {reason or error}; check the path") from error
+
+
+def read_json(path: str | Path, what: str, remedy: str = "make it again", largest: int = LARGEST) -> Any:
+    """The JSON object in a file, or one line that says what is wrong with it, and what to do."""
+    raw = read_file(path, what, largest)
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise SlimrankError(f"{what} {path} is not JSON ({why}); {remedy}") from error
     if not isinstance(value, dict):
         raise SlimrankError(f"{what} {path} holds no JSON object; {remedy}")
     return value
+
+
+def read_as(kind: type[T], value: Any, what: str, remedy: str = "make it again") -> T:
+    """JSON as an object of a type, every field checked; raises SlimrankError, `what` (why); `remedy`, where it is none."""
+    try:
+        return msgspec.convert(value, kind)
+    except (ValueError, RecursionError) as error:  # msgspec's own error is a ValueError
+        raise SlimrankError(f"{what} ({' '.join(str(error).split())[:200]}); {remedy}") from error

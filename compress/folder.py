@@ -1,6 +1,7 @@
 """DIR of a `compress`: what its stages came to and left there, and the lock that keeps a second run out."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,14 +75,16 @@ class Folder:
         if not (self.path / "state.json").exists():
             return
         state = read_json(self.path / "state.json", "the state in", self.anew)
-        old, rows, files = state.get("asked"), state.get("stages"), state.get("files", {})
+        old, rows, files, known = (state.get(key) for key in ("asked", "stages", "files", "rows"))
         named = isinstance(rows, list) and all(isinstance(row, dict) and row.get("name") in stages for row in rows)
-        if not isinstance(old, dict) or not named or not isinstance(files, dict):
+        if not named or not all(isinstance(one, dict) for one in (old, files, known)):
             raise SlimrankError(f"{self.path / 'state.json'} is damaged; {self.anew}")
         if other := difference(old, self.asked):
             raise SlimrankError(f"{self.path} was made with {other}; name another `out`, or remove the folder")
         if state.get("data", self.data) != self.data:
             raise SlimrankError(f"the images behind `data` have changed since the run in {self.path} began; {self.anew}")
+        if changed := next((row["name"] for row in rows if known.get(row["name"]) != _digest(row)), None):
+            raise SlimrankError(f"{self.path / 'state.json'} is damaged ({changed} is not as it was left); {self.anew}")
         finished = len(rows) == len(stages)
         for row in rows:
             left = LEFT.get(row["name"], ()) if not finished or row["name"] in KEPT else ()
@@ -109,7 +112,13 @@ class Folder:
         self.files |= {name: _hashed(self.path / name) for name in LEFT.get(stage, ()) if (self.path / name).exists()}
         write_json(
             self.path / "state.json",
-            {"asked": self.asked, "stages": list(self.done.values()), "data": self.data, "files": self.files},
+            {
+                "asked": self.asked,
+                "stages": list(self.done.values()),
+                "data": self.data,
+                "files": self.files,
+                "rows": {name: _digest(row) for name, row in self.done.items()},
+            },
         )
 
 
@@ -125,6 +134,10 @@ def _locked(path: Path) -> FileLock:
             f"{path} lies on a file system that cannot lock files ({error}); name an `out` on a local disk"
         ) from error
     return lock
+
+
+def _digest(row: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
 def _hashed(path: Path) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SlimrankError
+from .declared import check_declared
 from .imagespec import Side
 from .session import DEVICES, PLAIN, PROVIDERS, Tuning, check_provider, opened
 
@@ -24,7 +25,7 @@ KINDS = {
     "tensor(int8)": "int8", "tensor(uint16)": "uint16", "tensor(int16)": "int16", "tensor(uint32)": "uint32",
     "tensor(int32)": "int32", "tensor(uint64)": "uint64", "tensor(int64)": "int64",
 }  # fmt: skip
-LARGEST_FEED = 2**31  # bytes of one batch of random images
+LARGEST_FEED = 2**29  # bytes of one batch of random images
 
 
 class Runner:
@@ -42,6 +43,7 @@ class Runner:
         tuning: Tuning = PLAIN, profile: Path | None = None,
     ):  # fmt: skip
         self.path, self.provider, self.size = str(path), provider, size
+        check_declared(path)
         self.session = opened(path, provider, threads, tuning, profile)
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
@@ -138,7 +140,7 @@ class Runner:
         generator = np.random.default_rng(0)
         if self.kind.kind == "f":
             return generator.standard_normal((batch, *shape), dtype=np.float32).astype(self.kind, copy=False)
-        return generator.integers(0, min(256, int(np.iinfo(self.kind).max)), (batch, *shape)).astype(self.kind)
+        return generator.integers(0, min(256, int(np.iinfo(self.kind).max)), (batch, *shape), dtype=self.kind)
 
     def check_batch(self, batch: int) -> None:
         if self.batch not in (None, batch):

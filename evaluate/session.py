@@ -72,7 +72,7 @@ def opened(
     quietly falls back to another one.
     """
     wanted = check_provider(provider)
-    if Path(path).suffix == ".safetensors":
+    if Path(path).suffix.lower() == ".safetensors":
         raise SlimrankError(f"{path} is a checkpoint, not an ONNX file; `slimrank export` makes one of it")
     if not Path(path).is_file():
         raise SlimrankError(f"no ONNX file at {path}; check the path")

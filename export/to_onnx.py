@@ -135,7 +135,7 @@ def metadata(path: str | Path) -> dict[str, Any]:
     text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), "{}")
     try:
         stored = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         stored = None
     if not isinstance(stored, dict):
         raise SlimrankError(f"{path} holds damaged metadata under `{KEY}`; export it again")

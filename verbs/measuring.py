@@ -21,7 +21,7 @@ RANKER_OPTIONS = {
 
 def inspect(args: argparse.Namespace) -> Result:
     """layers, filter groups, what can be pruned, what not and why; of an .onnx file its MACs"""
-    if args.checkpoint.suffix == ".onnx":
+    if args.checkpoint.suffix.lower() == ".onnx":
         from ..compress.stages.bench import macs_of
 
         counted = macs_of(args.checkpoint, asked(Reading(), args).images)
@@ -44,7 +44,7 @@ def evaluate(args: argparse.Namespace) -> Result:
     result: dict[str, Any] = {"top1": None, "top5": None}
     told = []
     if accuracy:
-        if args.checkpoint.suffix == ".onnx":
+        if args.checkpoint.suffix.lower() == ".onnx":
             found = evaluate_onnx(args.checkpoint, spec, split=args.split, provider=args.providers[0], images=reading.images)
         else:
             checkpoint, data = given(args)

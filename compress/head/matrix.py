@@ -145,8 +145,10 @@ class Matrix:
 
 
 def _array(path: Path, what: str) -> Tensor:
+    if not path.is_file():
+        raise SlimrankError(f"`{what}` {path} is no file; check the path")
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # what is declared is not allocated
     except (OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise SlimrankError(f"`{what}` {path} is no .npy file ({reason}); save a matrix with numpy.save") from error

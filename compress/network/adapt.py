@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from .forward import Keys, at, flat, forward, logits_of, place
-from .layers import OPERATORS, WEIGHTED, Applied, applied, watched
+from .layers import OPERATORS, WEIGHTED, Applied, applied, sided, watched
 
 OWN, READ = "_slimrank_forward", "_slimrank_read"  # of the instance: the forward() it was given, how its network is read
 
@@ -108,9 +108,5 @@ def _is_own(module: nn.Module, call: Applied) -> bool:
     own = {name: getattr(module, name) for name in default if hasattr(module, name)}
     asked = {**{name: default[name] for name in own}, **call.settings}
     sides = call.weight.dim() - 2
-    same = all(_sided(own[name], sides) == _sided(asked[name], sides) for name in own)
+    same = all(sided(own[name], sides) == sided(asked[name], sides) for name in own)
     return same and call.bias is getattr(module, "bias", None)
-
-
-def _sided(value: Any, sides: int) -> Any:
-    return (value,) * sides if isinstance(value, int) else tuple(value) if isinstance(value, list) else value

@@ -6,10 +6,11 @@ from typing import Any
 from ...errors import SlimrankError
 from ...evaluate.imagespec import ImageSpec
 from . import foreign, hf_models, slim_file
+from .contents import is_onnx, is_safetensors, refuse_others
+from .header import Header
 from .parts import Tree, tree
-from .pickled import is_safetensors
 from .record import SEEN, Checkpoint
-from .state import check_finite, read_safetensors
+from .state import read_safetensors
 
 __all__ = ["SEEN", "Checkpoint", "load", "save"]
 
@@ -39,13 +40,15 @@ def load(
     folder, path = Path(path), hf_models.weights(Path(path))
     model = model or (f"hf/{folder}" if path != folder else None)
     if not path.is_file():
-        what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
-        raise SlimrankError(f"no checkpoint at {path}: it {what}; check the path")
-    if path.suffix == ".onnx":
+        what = "is a folder, not a checkpoint" if path.is_dir() else "is a pipe or a device, not a file"
+        raise SlimrankError(f"no checkpoint at {path}: it {what if path.exists() else 'does not exist'}; check the path")
+    if is_onnx(path):
         raise SlimrankError(f"{path} is an ONNX file; this verb takes a checkpoint (evaluate and bench take ONNX)")
     seen = ImageSpec(**images)
-    header: slim_file.Header | None = None
-    if path.suffix == ".safetensors" or is_safetensors(path):
+    header: Header | None = None
+    if not is_safetensors(path):
+        refuse_others(path)
+    if is_safetensors(path) or path.suffix.lower() == ".safetensors":
         state, metadata = read_safetensors(path)
         header = slim_file.header_of(path, metadata)
         file: Tree = tree(state)
@@ -53,15 +56,14 @@ def load(
         file, name_in_file = foreign.read(path, trust_pickle)
         model = model or name_in_file
     if header is not None:
-        other = {"model": bool(model) and model != header.get("model"), "model_arg": bool(model_arg)}
+        other = {"model": bool(model) and model != header.model, "model_arg": bool(model_arg)}
         other["state_dict"] = state_dict is not None
         said = [*(name for name, given in other.items() if given), *seen.given]
         if said:
             raise SlimrankError(
-                f"{path} carries its own model ({header.get('model')}) and preprocessing; leave out "
+                f"{path} carries its own model ({header.model}) and preprocessing; leave out "
                 + ", ".join(f"`{name}`" for name in said)
             )
-        check_finite(state, path)
         return slim_file.rebuild(path, state, header, trusted=model is not None)
     if model is None:
         raise SlimrankError(f"{path} does not say what network it is; add `model` NAME, as `model` resnet18")

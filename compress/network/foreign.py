@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from . import zoo
 from .adapt import adapt
 from .binary import two_logits
 from .inputs import image, seen
-from .parts import Part, Tree, parts, tree, under
+from .limits import in_proportion
+from .parts import Part, Tree, every, parts, tree, under
 from .pickled import read_pickle
 from .plain import fuse
 from .record import Checkpoint
-from .state import Shape, check_finite, fill, shapes
+from .state import Shape, check_fits, check_sound, fill, oddity, shapes
 
 ODD = 7919  # a number of classes that no other size of a network is
 
@@ -49,13 +51,16 @@ def build(
     """
     folder = zoo.resolved(name, arguments)
     name, arguments = (name, dict(arguments or {})) if folder is None else (folder.name, folder.arguments)
-    wanted = _wanted(name, arguments)
+    tensors = {str(place): tensor for place, tensor in enumerate(every(file))}
+    with in_proportion(tensors, path) if folder else nullcontext():  # what a folder asks for comes from its files as well
+        wanted = _wanted(name, arguments)
     part = _chosen(path, file, wanted, state_dict)
     if "num_classes" not in arguments:
         classes = _classes(part, wanted)
         arguments |= {} if classes is None else {"num_classes": classes}
+    check_fits(wanted, part.state, path, f"{name} {arguments}")
+    check_sound(part.state, path)
     model = zoo.build(name, arguments)
-    check_finite(part.state, path)
     fill(model, part.state, path, f"{name} {arguments}")
     preprocessing, channels = seen(model, name, images, path.name, folder.preprocessing if folder else None)
     if len(preprocessing.mean) != channels:
@@ -123,6 +128,8 @@ def _chosen(path: Path, file: Tree, wanted: dict[str, Shape], state_dict: str | 
 
 
 def _same(one: Part, other: Part) -> bool:
+    if any(map(oddity, (*one.state.values(), *other.state.values()))):
+        return False
     return one.state.keys() == other.state.keys() and all(torch.equal(one.state[k], other.state[k]) for k in one.state)
 
 

@@ -3,6 +3,7 @@
 A slim file of one holds the configuration, not the folder's place: its name is `hf/` and the model type, as hf/resnet.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from ...errors import SlimrankError
 from ...evaluate.data import Preprocessing
 from ...files import read_json
+from .header import check_arguments
 from .published import from_timm, from_transformers
 
 FAMILIES = {  # model_type of config.json -> what its classes in transformers begin with
@@ -48,8 +50,20 @@ def weights(path: Path) -> Path:
 def read_folder(folder: Path) -> Folder:
     """Read a folder of transformers, or of timm (its config.json names an `architecture`).
 
-    Raises SlimrankError for a network that is no CNN, or made for another task.
+    Raises SlimrankError for a network that is no CNN, or made for another task, and for files of other types and ranges.
     """
+    try:
+        found = _read(folder)
+        check_arguments(found.arguments)
+        if found.classes is not None and not all(isinstance(name, str) for name in found.classes):
+            raise TypeError(f"a class is called {found.classes[:3]}")
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        said = f"{type(error).__name__}: {str(error)[:100]}"
+        raise SlimrankError(f"{folder}: its config.json or preprocessor_config.json is damaged ({said}); {REMEDY}") from error
+    return found
+
+
+def _read(folder: Path) -> Folder:
     config = read_json(folder / "config.json", "the model's", REMEDY)
     if "architecture" in config:
         arguments = {**(config.get("model_args") or {}), "num_classes": config.get("num_classes", 1000)}
@@ -74,8 +88,11 @@ def constructor(kind: str) -> Callable[..., nn.Module]:
     settings = getattr(transformers, f"{FAMILIES[kind]}Config")
     network: Callable[..., nn.Module] = getattr(transformers, f"{FAMILIES[kind]}ForImageClassification")
 
+    known = set(inspect.signature(settings.__init__).parameters) - set(LEFT_OUT) - {"self", "kwargs", "dtype", "name_or_path"}
+
     def build(config: dict[str, Any] | None = None, num_classes: int = 1000) -> nn.Module:
-        return network(settings(**{**(config or {}), "num_labels": num_classes}))
+        own = {key: value for key, value in (config or {}).items() if key in known}  # others name code, kernels, devices
+        return network(settings(**own, num_labels=num_classes))
 
     return build
 

@@ -69,6 +69,12 @@ def applied(within: tuple[str, ...], func: Callable[..., Any], args: tuple[Any, 
     return Applied(within, kind, x, weight, bias, given)
 
 
+def sided(value: Any, sides: int) -> Any:
+    """A setting of a conv, of each side."""
+    each = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, list) else value
+    return each * sides if isinstance(each, tuple) and len(each) == 1 else each
+
+
 @contextmanager
 def watched(model: nn.Module, wanted: Callable[[Applied], bool] = lambda _call: True) -> Iterator[Watch]:
     """Watch a network, or a part of it, run."""

@@ -12,11 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...errors import SlimrankError
 from .state import Shape, State, extra, fits, optional
 
 Tree = dict[str, Any]  # of trees and tensors; a network's, of trees and keys
 
 DEPTH = 50  # of nesting; no file that holds a network comes near
+LONGEST = 1000  # characters of a key, with as little need
+MOST = 200_000  # lists and mappings in a file
 AVERAGED = re.compile("ema|avg|average|swa|teacher|momentum", re.IGNORECASE)  # of equals the plain weights go first
 
 
@@ -40,33 +43,52 @@ class Part:
     beside: tuple[str, ...] = ()
 
 
-def tree(value: Any, above: tuple[int, ...] = ()) -> Tree:
+def tree(value: Any) -> Tree:
     """Read mappings, lists and modules as a tree of tensors; what holds no tensor, and what holds itself, is left out.
 
-    `above`: the objects that hold this one, by id.
+    Raises SlimrankError for what is nested too often: a few lists of lists can hold one another billions of times.
     """
-    if id(value) in above or len(above) > DEPTH:
-        return {}
-    above = (*above, id(value))
-    if isinstance(value, nn.Module):
-        value = value.state_dict()
-    if isinstance(value, (list, tuple)):
-        value = dict(enumerate(value))
-    found = Nest()
-    for key, inner in value.items() if isinstance(value, Mapping) else ():
-        grown = inner if isinstance(inner, Tensor) else tree(inner, above)
-        if isinstance(grown, Tensor) or grown:
-            _plant(found, str(key), grown)
-    return found
+    return _Reader().tree(value, ())
+
+
+class _Reader:
+    """Reads a tree, and counts the objects that it has gone into."""
+
+    def __init__(self) -> None:
+        self.gone_into = 0
+
+    def tree(self, value: Any, above: tuple[int, ...]) -> Tree:
+        """`above`: the objects that hold this one, by id."""
+        if isinstance(value, nn.Module):
+            value = value.state_dict()
+        if not isinstance(value, (Mapping, list, tuple)) or id(value) in above or len(above) > DEPTH:
+            return {}
+        self.gone_into += 1
+        if self.gone_into > MOST:
+            raise SlimrankError(f"the file holds more than {MOST:,} lists in one another; save model.state_dict() alone")
+        above = (*above, id(value))
+        found = Nest()
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            grown = inner if isinstance(inner, Tensor) else self.tree(inner, above)
+            if isinstance(grown, Tensor) or grown:
+                _plant(found, str(key), grown)
+        return found
 
 
 def _plant(root: Tree, key: str, value: Any) -> None:
     *levels, leaf = key.split(".")
+    if len(levels) > DEPTH or len(key) > LONGEST:
+        return
     for level in levels:
         root = root.setdefault(level, {})
         if not isinstance(root, dict):  # a tensor's name is a level as well: no module has that
             return
     root[leaf] = value
+
+
+def every(file: Tree) -> Iterator[Tensor]:
+    """Every tensor of a file."""
+    return (tensor for _, tensor in _leaves(file))
 
 
 def under(file: Tree, name: str) -> Tree | None:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from ...errors import SlimrankError
-from ...files import read_json, write_json
+from ...files import read_as, read_json, write_json
 from ..channels.groups import ChannelMap
 
+LARGEST = 2**30  # bytes of a scores file: one number a filter and class
 Curve = list[list[float]]  # [share removed, units removed, top-1 or error] for each point
 
 
@@ -68,22 +69,19 @@ class FilterScores:
     @classmethod
     def load(cls, path: str | Path) -> "FilterScores":
         """Read a scores file. Raises SlimrankError where `save` did not write it, or a score is not finite."""
-        value = read_json(path, "scores file")
+        value = read_json(path, "scores file", largest=LARGEST)
         fields = {k: v for k, v in value.items() if k in cls.__dataclass_fields__ and k != "extra"}
-        try:
-            loaded = cls(**fields, extra={k: v for k, v in value.items() if k not in fields})
-            for name, layer in loaded.scores.items():
-                ties = loaded.ties.get(name, [0.0] * len(layer))
-                if len(ties) != len(layer):
-                    raise ValueError("ties")
-                if not all(isinstance(number, (int, float)) for number in [*layer, *ties]):
-                    raise TypeError("numbers")
-            if not isinstance(loaded.ranker, str) or not isinstance(loaded.comparable, bool):
-                raise TypeError("ranker")
-        except (TypeError, ValueError, AttributeError) as error:
-            raise SlimrankError(f"scores file {path} is not one that `slimrank rank` writes; make it again") from error
-        numbers = [number for layer in (*loaded.scores.values(), *loaded.ties.values()) for number in layer]
-        if not all(map(math.isfinite, numbers)):
+        extra = {k: v for k, v in value.items() if k not in fields}
+        loaded = read_as(cls, {**fields, "extra": extra}, f"scores file {path} is not one that `slimrank rank` writes")
+        curves = [*(loaded.sensitivity or {}).values(), *(loaded.error or {}).values()]
+        if any(len(layer) != len(loaded.scores.get(name, ())) for name, layer in loaded.ties.items()):
+            raise SlimrankError(
+                f"scores file {path} is not one that `slimrank rank` writes (ties of other filters); make it again"
+            )
+        if any(len(point) != 3 for curve in curves for point in curve):
+            raise SlimrankError(f"scores file {path} is not one that `slimrank rank` writes (a curve's points); make it again")
+        layers = (*loaded.scores.values(), *loaded.ties.values(), *(point for curve in curves for point in curve))
+        if not all(math.isfinite(number) for layer in layers for number in layer):
             raise SlimrankError(f"scores file {path} holds NaN or infinite scores; rank again")
         return loaded
 

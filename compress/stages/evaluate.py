@@ -52,11 +52,11 @@ def same_decisions(
 
 
 def _decisions(path: Path, reading: Reading, spec: DataSpec, split: str, device: str, provider: str) -> Tensor:
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         runner = Runner(path, provider)
         images = ImageSpec() if "preprocessing" in metadata(path) else reading.images
         return decisions(runner, spec.open(seen_by(runner, images)).split(split).batches())
-    checkpoint = (Reading() if path.suffix == ".safetensors" else reading).load(path)
+    checkpoint = (Reading() if path.suffix.lower() == ".safetensors" else reading).load(path)
     return decided(checkpoint.model, spec.open(checkpoint.preprocessing), split, device=device).classes
 
 
@@ -75,7 +75,7 @@ def _stored(path: str, known: dict[str, Any]) -> Preprocessing:
     """Preprocessing as the file's metadata says it; SlimrankError where it does not make sense."""
     try:
         return Preprocessing.from_dict(known["preprocessing"])
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+    except ValueError as error:
         raise SlimrankError(f"{path} holds damaged preprocessing ({error}); export it again") from error
     except SlimrankError as error:
         raise SlimrankError(f"{path} holds damaged preprocessing: {error}; export it again") from error

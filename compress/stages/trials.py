@@ -65,7 +65,7 @@ class Trials:
             path = self._path(macs)
             try:
                 record = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=_Record)
-            except (OSError, msgspec.MsgspecError) as error:
+            except (OSError, msgspec.MsgspecError, RecursionError) as error:
                 raise SlimrankError(
                     f"{path.with_suffix('.json')} is damaged; remove {path}, and its trial is run again"
                 ) from error

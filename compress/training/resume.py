@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ...evaluate.data import Images
 from ...files import whole
+from ..network.pickled import read_pickle
 from .recipe import Recipe
 
 
@@ -51,8 +51,8 @@ def take_up(path: Path, run: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        state = read_pickle(path)
+    except SlimrankError as error:
         raise SlimrankError(f"{path} is damaged and cannot be gone on from; remove it to train from the start") from error
     if not isinstance(state, dict) or state.get("run") != run:
         raise SlimrankError(

@@ -8,10 +8,12 @@ A number in place of a map labels every pixel of the image (scenes and textures)
 """
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,12 +23,15 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import SlimrankError
+from ...files import read_file
 from ..data import Preprocessing
 from ..data.decode import opened
 
 CATEGORIES = ("object", "part", "color", "scene", "material", "texture")
 SPELLINGS = {"colour": "color"}
 MAX_SIDE = 4096  # pixels of a label map
+MAX_ROWS = 500_000  # of a list; Broden has 63,305 images
+MAX_MASKS = 2**28  # pixels in the masks of one image
 
 
 class Concepts:
@@ -72,7 +77,13 @@ class Concepts:
         """Raise SlimrankError where a file that index.csv names is not there."""
         if not all(row["image"] for row in self.rows):
             raise SlimrankError(f"{self.folder}/index.csv: a row names no image; mend or remove it")
-        files = (name for row in self.rows for name in (row["image"], *self._maps(row)))
+        files = [name for row in self.rows for name in (row["image"], *self._maps(row))]
+        if outside := next(
+            (name for name in files if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts), None
+        ):
+            raise SlimrankError(
+                f"{self.folder}/index.csv names {outside[:80]!r}, outside of its images/; mend or remove that row"
+            )
         missing = [name for name in files if not (self.folder / "images" / name).is_file()]
         if missing:
             raise SlimrankError(
@@ -87,9 +98,11 @@ class Concepts:
         """The rows of a CSV file, at least one, that has these columns."""
         path = self.folder / name
         try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            text = read_file(path, "the list").decode("utf-8-sig")
+            rows = list(islice(csv.DictReader(io.StringIO(text, newline="")), MAX_ROWS + 1))
+            if len(rows) > MAX_ROWS:
+                raise SlimrankError(f"more than {MAX_ROWS:,} rows")
+        except (SlimrankError, UnicodeDecodeError, csv.Error) as error:
             raise SlimrankError(
                 f"cannot read {path} ({error}); `concepts` takes a folder in Broden's layout, or generated"
             ) from error
@@ -136,6 +149,10 @@ class Concepts:
             for number, mask in self._labels(item):
                 if number not in self.place:
                     raise SlimrankError(f"{self.folder}: {item} of {row['image']} holds label {number}, which label.csv lacks")
+                if len(masks) * mask.size > MAX_MASKS:
+                    raise SlimrankError(
+                        f"{self.folder}: the maps of {row['image']} hold too many labels for their size; mend them"
+                    )
                 at = self.place[number]
                 masks[at] = masks[at] | mask if at in masks else mask
         present = sorted(masks)

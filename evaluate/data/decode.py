@@ -3,6 +3,7 @@
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,8 @@ FORMATS = {  # Pillow's decoders that are used, and what their files are called;
 }  # fmt: skip
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 MAX_PIXELS = 178_956_970  # of a picture: Pillow's own limit
+DEEP_PIXELS = 2**26  # of a picture of more than 8 bits, which takes eight times the memory on its way
+LARGE_PIXELS, _LARGE = 2**24, threading.Lock()  # of larger pictures one is decoded at a time
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by channels
 ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
 WHITE_IS_ZERO = 0
@@ -39,11 +42,17 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise SlimrankError("it is no regular file")
         with Image.open(path, formats=_decoders()) as picture:
-            yield picture
+            pixels = picture.width * picture.height
+            if pixels > (DEEP_PIXELS if picture.mode[0] in "IF" else MAX_PIXELS):
+                raise Image.DecompressionBombError
+            with _LARGE if pixels > LARGE_PIXELS else contextlib.nullcontext():
+                yield picture
     except SlimrankError as error:
         raise SlimrankError(f"{path}: {error}") from error
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise SlimrankError(f"{path} has too many pixels, {MAX_PIXELS:,} is the limit; scale it down or remove it") from error
+        raise SlimrankError(
+            f"{path} has too many pixels, {MAX_PIXELS:,} of 8 bits are the limit; scale it down or remove it"
+        ) from error
     except Exception as error:  # of a damaged file every decoder raises what it likes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SlimrankError(f"{path} cannot be read as an image ({reason}); mend or remove it") from error

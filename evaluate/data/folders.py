@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ...errors import SlimrankError
+from ...files import read_file
 from .images import Images
 from .listing import Listing, visible
 from .preprocessing import Preprocessing
@@ -74,7 +75,8 @@ def _roles(present: set[str]) -> dict[str, str]:
 def read_names(root: Path) -> dict[str, str]:
     """Read words.txt (id, tab, names, as ImageNet's): the first name of each id; empty where there is no such file."""
     path = root / "words.txt"
-    if not path.is_file():
+    if not path.exists():
         return {}
-    lines = (line.partition("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    text = read_file(path, "names of classes").decode("utf-8", errors="replace")
+    lines = (line.partition("\t") for line in text.splitlines())
     return {key: names.partition(",")[0].strip() for key, _, names in lines}

@@ -1,10 +1,10 @@
 """From a picture to the numbers that a network reads."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ...errors import SlimrankError, near
 from ..imagespec import INTERPOLATIONS, Side
-from .decode import MAX_PIXELS, MODES, eight_bits, turn
+from .decode import MODES, eight_bits, turn
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of red, green, blue
+STRIP = 2**24  # pixels of a scaled picture of which little is used
 MAX_SIDE = 4096  # pixels a side; what is larger is a slip of the keyboard
 
 
@@ -64,11 +65,12 @@ class Preprocessing:
         return cls(size, mean, std)
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Preprocessing":
-        """Read the JSON object that `dataclasses.asdict` made; what files before 0.9 lack is what they meant."""
-        known = {one.name: value[one.name] for one in fields(cls) if one.name in value}
-        known |= {name: tuple(map(float, value[name])) for name in ("mean", "std")}
-        return cls(**{**known, "size": _side(value["size"]), "resize": _side(value.get("resize"))})
+    def from_dict(cls, value: Any) -> "Preprocessing":
+        """Read the JSON object that `dataclasses.asdict` made; what files before 0.9 lack is what they meant.
+
+        Raises ValueError for anything of another type, and SlimrankError as the constructor does.
+        """
+        return msgspec.convert(value, cls)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,18 +85,19 @@ class Preprocessing:
         _, height, width = self.shape
         picture = self.upright(picture)
         scaled = self.scaled(*picture.size)
-        if scaled[0] * scaled[1] > MAX_PIXELS:
-            raise SlimrankError(
-                f"a picture of {picture.width}x{picture.height} pixels would be scaled to {scaled[0]}x{scaled[1]}; crop it"
-            )
         if scaled[0] < width or scaled[1] < height:
             raise SlimrankError(
                 f"a picture of {picture.width}x{picture.height} pixels is scaled to {scaled[0]}x{scaled[1]}, less than the "
                 f"{width}x{height} that are cut from it; leave out `resize`, or give both sides of it"
             )
+        resampling = Image.Resampling[self.interpolation.upper()]
+        left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+        if scaled[0] * scaled[1] > max(STRIP, 64 * width * height):  # a strip: nothing is scaled but what is cut from it
+            x, y = picture.width / scaled[0], picture.height / scaled[1]
+            box = (left * x, top * y, min((left + width) * x, picture.width), min((top + height) * y, picture.height))
+            return planes(picture.resize((width, height), resampling, box))
         if picture.size != scaled:
-            picture = picture.resize(scaled, Image.Resampling[self.interpolation.upper()])
-        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+            picture = picture.resize(scaled, resampling)
         if picture.size != (width, height):
             picture = picture.crop((left, top, left + width, top + height))
         return planes(picture)
@@ -132,11 +135,6 @@ def planes(picture: Image.Image) -> np.ndarray:
     """A picture's pixels, uint8 [channels, height, width]."""
     array = np.asarray(picture)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def _side(value: Any) -> Any:
-    """A side out of JSON, which has lists for tuples; None stays."""
-    return value if value is None else tuple(map(int, value)) if isinstance(value, list) else int(value)
 
 
 def sides(side: Side, name: str) -> tuple[int, int]:

@@ -1,0 +1,59 @@
+"""What an ONNX file asks for before it is loaded: ONNX Runtime allocates whatever a graph declares, in part while loading."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from ..errors import SlimrankError
+
+LARGEST = 2**30  # bytes of one tensor, where axes that are open count as one
+SMALL = 1024  # numbers of a constant whose values may decide a shape
+
+
+def check_declared(path: str | Path) -> None:
+    """Raise SlimrankError where a tensor of an ONNX file, constant or computed, would be larger than LARGEST bytes.
+
+    Shapes are those that ONNX infers. A file that cannot be read or inferred is left to ONNX Runtime, which says why.
+    """
+    if not Path(path).is_file():
+        return
+    try:
+        model = onnx.load(path, load_external_data=False)
+        sparse = [(tensor.values.name, tensor.dims, tensor.values.data_type) for tensor in model.graph.sparse_initializer]
+        _without_weights(model.graph)
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception:  # protobuf's and onnx's own exceptions differ between versions
+        return
+    for name, dims, kind in [*sparse, *_tensors(inferred)]:
+        if (size := math.prod(dims) * _bytes(kind)) > LARGEST:
+            raise SlimrankError(
+                f"{path} makes {name or 'a tensor'}, {' x '.join(map(str, dims))} numbers ({size:,} bytes); {LARGEST:,} bytes "
+                "are the limit: export it for smaller images or a smaller batch"
+            )
+
+
+def _without_weights(graph: onnx.GraphProto) -> None:
+    """Declare large constants as inputs: their values decide no shape, and are copied on the way."""
+    large = [tensor for tensor in graph.initializer if math.prod(tensor.dims) > SMALL]
+    known = {value.name for value in graph.input}
+    for tensor in large:
+        if tensor.name not in known:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        graph.initializer.remove(tensor)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, list[int], int]]:
+    """Name, sides and type of every tensor whose shape is known."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.HasField("tensor_type"):
+            kind = value.type.tensor_type
+            yield value.name, [max(1, dim.dim_value) for dim in kind.shape.dim], kind.elem_type
+
+
+def _bytes(kind: int) -> int:
+    try:
+        return int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
+    except (KeyError, TypeError, ValueError):  # an unknown type is for ONNX Runtime to refuse
+        return 4
