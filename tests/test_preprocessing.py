@@ -319,7 +319,7 @@ def test_of_a_strip_only_what_is_cut_is_scaled(tmp_path, monkeypatch, sides):
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
 def test_a_strip_is_scaled_as_any_other_picture_is(tmp_path, monkeypatch, interpolation):
-    strip = np.random.default_rng(0).integers(0, 256, (1100, 12, 3), dtype=np.uint8)
+    strip = np.random.default_rng(0).integers(100, 156, (1100, 12, 3), dtype=np.uint8)
     seen = Preprocessing(40, (0.5,) * 3, (0.5,) * 3, interpolation=interpolation)
     whole = seen.pixels(Image.fromarray(strip)).astype(int)
     monkeypatch.setattr("slimrank.evaluate.data.preprocessing.STRIP", 0)

@@ -67,7 +67,9 @@ class Concepts:
         """Height and width of the label maps, which are the same for all images."""
         sizes = {(row["sh"], row["sw"]) for row in self.rows}
         if len(sizes) > 1:
-            raise SlimrankError(f"{self.folder}/index.csv: label maps of different sizes, {sorted(sizes)[:2]}; make them one")
+            raise SlimrankError(
+                f"{self.folder}/index.csv: label maps of different sizes, {str(sorted(sizes)[:2])[:80]}; make them one"
+            )
         height, width = (self._count(side, "index.csv", "sh and sw") for side in next(iter(sizes)))
         if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
             raise SlimrankError(f"{self.folder}/index.csv: label maps of {height}x{width} pixels; 1 to {MAX_SIDE} a side")
@@ -100,12 +102,14 @@ class Concepts:
         try:
             text = read_file(path, "the list").decode("utf-8-sig")
             rows = list(islice(csv.DictReader(io.StringIO(text, newline="")), MAX_ROWS + 1))
-            if len(rows) > MAX_ROWS:
-                raise SlimrankError(f"more than {MAX_ROWS:,} rows")
-        except (SlimrankError, UnicodeDecodeError, csv.Error) as error:
+        except SlimrankError as error:
+            raise SlimrankError(f"{error}; `concepts` takes a folder in Broden's layout, or generated") from error
+        except (UnicodeDecodeError, csv.Error) as error:
             raise SlimrankError(
                 f"cannot read {path} ({error}); `concepts` takes a folder in Broden's layout, or generated"
             ) from error
+        if len(rows) > MAX_ROWS:
+            raise SlimrankError(f"{path} has more than {MAX_ROWS:,} rows; `concepts` takes a folder in Broden's layout")
         lacking = [c for c in columns if not rows or c not in rows[0]]
         if lacking:
             raise SlimrankError(f"{path} has no column {lacking[0]} or no rows; `concepts` takes a folder in Broden's layout")
