@@ -9,12 +9,13 @@ Nothing is imported before it is used. `compress`, `evaluate` and `export` are v
 import from them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # typing is not imported, nor anything else: a run can be interrupted as soon as it starts
 
 __version__ = "0.8.0"
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from .compress.explain.explain import explain as explain
     from .compress.explain.options import ExplainOptions as ExplainOptions
     from .compress.head.options import HeadOptions as HeadOptions
@@ -60,7 +61,9 @@ _VERBS_AND_PACKAGES = ("compress", "evaluate", "export")
 __all__ = sorted([*_WHERE, *_VERBS_AND_PACKAGES])  # test_public_api holds it against the types above
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     if name in _VERBS_AND_PACKAGES:
         return import_module(f".{name}", __name__)
     if name not in _WHERE:

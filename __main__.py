@@ -1,33 +1,53 @@
-"""`slimrank`, and `python -m slimrank`: from its first moment on, whatever stops it is told in one line."""
+"""`slimrank`, and `python -m slimrank`: from its first moment on, whatever stops it is told in one line.
+
+What is imported here is there already when Python starts: the rest is imported where an interrupt is caught.
+"""
 
 import os
-import signal
 import sys
-from typing import NoReturn
-
-from .errors import Terminated
 
 
 def main() -> int:
     """Run the command line; the exit status, 130 for an interrupt and 143 for SIGTERM among them."""
+    try:
+        status = _run()
+    except KeyboardInterrupt as stop:  # before there was a verb to stop
+        print(f"error: {stop.args[0] if stop.args else 'interrupted'}", file=sys.stderr)
+        status = 143 if stop.args else 130
+    if status in (130, 143):
+        _leave(status)
+    return status
+
+
+def _run() -> int:
+    import signal
+
+    from .errors import Terminated
+
+    def terminate(_number: int, _frame: object) -> None:
+        raise Terminated("terminated")
+
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started this
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
         else:
             stream.reconfigure(errors="backslashreplace")  # a class name may have characters that a terminal lacks
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        from .cli import main as run
+    signal.signal(signal.SIGTERM, terminate)
+    from .cli import main as run
 
-        return run()
-    except KeyboardInterrupt as stop:  # before there was a verb to stop
-        print(f"error: {stop.args[0] if stop.args else 'interrupted'}", file=sys.stderr)
-        return 143 if isinstance(stop, Terminated) else 130
+    return run()
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise Terminated("terminated")
+def _leave(status: int) -> None:
+    """End with this status: where an interrupt has passed through exec(), Python would end by the signal instead."""
+    import atexit
+
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

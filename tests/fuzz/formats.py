@@ -45,7 +45,12 @@ class Format:
 def _slim(rng: random.Random) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     content = (GOLDEN / f"{rng.choice(SLIM)}.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
-    return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["slimrank"]), unpacked(content)
+    return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["slimrank"]), _ordered(content)
+
+
+def _ordered(content: bytes) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name: the library gives them in any order."""
+    return dict(sorted(unpacked(content).items()))
 
 
 def write_header(folder: Path, rng: random.Random) -> None:
@@ -87,7 +92,7 @@ def write_tensors(folder: Path, rng: random.Random) -> None:
 
 
 def write_pt(folder: Path, rng: random.Random) -> None:
-    state: dict[Any, Any] = dict(unpacked((GOLDEN / "dense.safetensors").read_bytes()))
+    state: dict[Any, Any] = _ordered((GOLDEN / "dense.safetensors").read_bytes())
     odd: tuple[Callable[[torch.Tensor], Any], ...] = (
         lambda t: t.to_sparse(), lambda t: t.to("meta"), lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
         lambda t: t[:1].expand(3, *t.shape[1:]), lambda t: torch.zeros(1).expand(10**5, 10**5), lambda t: odd_tensor(t, rng),

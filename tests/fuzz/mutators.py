@@ -18,7 +18,7 @@ def deep(levels: int) -> Any:
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 7, 255, 4096, 4097, 10**6, 10**7, 2**31, 2**63, 10**400, -(10**9), 0.0, -0.5, 1e308,
     float("nan"), float("inf"), -float("inf"), "", "x", "5", "x" * 5000, "\ud800", "a\0b", "../../etc/passwd", "os:system",
-    "DEFAULT", "resnet18", "lenet5", "timm/resnet18", "hf/resnet", "vgg16", [], [1], [[]], [None], [0] * 50, [10**6] * 2, {},
+    "DEFAULT", "resnet18", "lenet5", "vgg16", [], [1], [[]], [None], [0] * 50, [10**6] * 2, {},
     {"a": 1},
     {"weights": "DEFAULT"}, {"type": "Conv2d", "bias": True}, {"type": "SubspaceLinear"}, {"groups": 3}, deep(30), deep(400),
 )  # fmt: skip
