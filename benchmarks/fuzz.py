@@ -6,7 +6,7 @@ The cases are those of tests/fuzz, which runs the first few: slim headers (`head
 checkpoints (`pt`), ONNX files (`onnx`), scores, state.json, config.json and recipes (`json`), pictures (`image`), concepts in
 Broden's layout (`broden`); each is read in a process that reads hundreds of them. `wrong` tells what ended in another exception
 than SlimrankError, in a line of more than 2,000 characters, after more than 20 s, with more than 2 GB on top, with a process or
-a connection, or with a changed file; `died` that the process did not come back. A row is 500 cases; it goes on where it was.
+a connection, or with a changed file; `died` that the process did not come back. A row is 250 cases; it goes on where it was.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from slimrank.evaluate.machine import machine
 from slimrank.tests.fuzz.formats import FORMATS
 from slimrank.tests.fuzz.judge import count
 
-CHUNK = 500  # cases of a process
+CHUNK = 250  # cases of a process
 CHILD = (
     "import json, sys; sys.path.insert(0, {here!r}); from fuzz import chunk; print(json.dumps(chunk(*json.loads(sys.argv[1]))))"
 )

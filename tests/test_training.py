@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -105,6 +105,24 @@ def test_a_damaged_progress_file_is_refused(digits, tmp_path):
     with pytest.raises(SlimrankError, match="damaged"):
         train(model, data.train, data.validation, RECIPE, progress=progress)
     assert progress.read_bytes() == b"no training state"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", 5), ("optimizer", {"state": {}}), ("random", torch.ones(3, dtype=torch.uint8)), ("losses", None), ("tops", 3),
+    ],
+    ids=lambda value: str(value)[:20],
+)  # fmt: skip
+def test_a_progress_file_of_other_content_is_refused(digits, tmp_path, key, value):
+    """Whatever does not fit shows before the training goes on, or does not matter to it."""
+    model, data = digits
+    progress = tmp_path / "run.part"
+    interrupt(1, model, data.train, data.validation, RECIPE, progress=progress)
+    state = torch.load(progress, weights_only=True)
+    torch.save({**state, key: value}, progress)
+    with suppress(SlimrankError):
+        train(model, data.train, data.validation, RECIPE, progress=progress)
 
 
 class Every2nd:

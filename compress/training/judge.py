@@ -68,4 +68,4 @@ class Judge:
         return {"tops": self.tops, "start_top1": self.start_top1, "best": self.best}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.tops, self.start_top1, self.best = state["tops"], state["start_top1"], state["best"]
+        self.tops, self.start_top1, self.best = list(map(float, state["tops"])), state["start_top1"], state["best"]

@@ -21,7 +21,7 @@ from .judge import Judge
 from .recipe import Recipe
 from .regularisers import Regulariser, regularisers
 from .result import Settings, Training
-from .resume import leave, run_identity, take_up
+from .resume import going_on, leave, run_identity, take_up
 
 TEMPERATURE = 4  # of the teacher's softened logits
 
@@ -62,8 +62,9 @@ def train(
     if progress is not None:
         name = run_identity(recipe, (keep_best, keep_start), (images, validation), (model, teacher), gates)
         state = take_up(progress, name)
-    if state is not None:
-        run.load(state)
+    if state is not None and progress is not None:
+        with going_on(progress):
+            run.load(state)
     elif keep_start and keep_best:
         run.judge.start(run.learner)
     while not run.finished:
@@ -238,7 +239,7 @@ class TrainingRun:
             self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["random"])
-        self.losses = state["losses"]
+        self.losses = list(map(float, state["losses"]))
         self.judge.load(state)
         self.began -= state["seconds"]
 

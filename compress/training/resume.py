@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,23 @@ def take_up(path: Path, run: str) -> dict[str, Any] | None:
     try:
         state = read_pickle(path)
     except SlimrankError as error:
-        raise SlimrankError(f"{path} is damaged and cannot be gone on from; remove it to train from the start") from error
+        raise _damaged(path) from error
     if not isinstance(state, dict) or state.get("run") != run:
         raise SlimrankError(
             f"{path} is of an interrupted run with other weights, data or settings; remove it to train from the start, "
             "or go on with the settings it was started with"
         )
     return state
+
+
+@contextmanager
+def going_on(path: Path) -> Iterator[None]:
+    """Within the context what does not fit is a damaged progress file."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> SlimrankError:
+    return SlimrankError(f"{path} is damaged and cannot be gone on from; remove it to train from the start")
