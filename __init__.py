@@ -14,8 +14,6 @@ TYPE_CHECKING = False  # typing is not imported, nor anything else: a run can be
 __version__ = "0.8.0"
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from .compress.explain.explain import explain as explain
     from .compress.explain.options import ExplainOptions as ExplainOptions
     from .compress.head.options import HeadOptions as HeadOptions
@@ -61,7 +59,7 @@ _VERBS_AND_PACKAGES = ("compress", "evaluate", "export")
 __all__ = sorted([*_WHERE, *_VERBS_AND_PACKAGES])  # test_public_api holds it against the types above
 
 
-def __getattr__(name: str) -> "Any":
+def __getattr__(name: str) -> object:
     from importlib import import_module
 
     if name in _VERBS_AND_PACKAGES:

@@ -16,7 +16,8 @@ def weights_beside(path: str | Path) -> dict[str, int]:
     for tensor in graph.initializer:
         said = {entry.key: entry.value for entry in tensor.external_data}
         if "location" in said:
-            end = sum(int(said.get(key, "0")) for key in ("offset", "length"))
+            told = [said.get(key, "0") for key in ("offset", "length")]
+            end = sum(int(number) for number in told if number.isascii() and number.isdecimal() and len(number) < 20)
             found[said["location"]] = max(end, found.get(said["location"], 0))
     return found
 

@@ -1,5 +1,6 @@
 """Data specs, splits and preprocessing."""
 
+import struct
 import subprocess
 import sys
 
@@ -171,3 +172,25 @@ def test_names_for_people(tmp_path):
     assert readable(data) == ["n01", "n02", "n03", "n04"]
     (tmp_path / "words.txt").write_text("n01\ttabby, tabby cat\nn02\tcrane\nn03\tcrane\nn99\tother\n")
     assert readable(data) == ["tabby", "crane (n02)", "crane (n03)", "n04"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "another kind", "fewer labels", "labels beyond", "declared"])
+def test_damaged_files_of_mnist_are_one_line(tmp_path, damage):
+    """torchvision checks no hash of these, and raises what it likes."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, 4, 28, 28) + bytes(4 * 784))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 4) + bytes(4))
+    spec = DataSpec(data=f"mnist:{tmp_path}")
+    assert len(spec.open(Preprocessing.default(1, 28)).split("test")) == 4
+    images, labels = raw / "t10k-images-idx3-ubyte", raw / "t10k-labels-idx1-ubyte"
+    path, content = {
+        "cut": (images, images.read_bytes()[:100]), "empty": (images, b""), "another kind": (images, b"<html></html>"),
+        "fewer labels": (labels, struct.pack(">II", 2049, 3) + bytes(3)),
+        "labels beyond": (labels, struct.pack(">II", 2049, 4) + b"\0\1\2\xff"),
+        "declared": (images, struct.pack(">IIII", 2051, 2**31 - 1, 2**31 - 1, 28)),
+    }[damage]  # fmt: skip
+    path.write_bytes(content)
+    with pytest.raises(SlimrankError, match="mnist:"):
+        spec.open(Preprocessing.default(1, 28))

@@ -150,7 +150,7 @@ def test_what_cannot_be_evaluated_is_one_line(tmp_path, given, says):
         ({"nodes": [ZIP], "gives": ("listed",)}, "only files that give tensors"),
         ({"nodes": BAKED, "gives": ("baked",)}, "does not run at `batch` 2"),
         ({"shape": ("n", 1, "h", "w")}, "leaves its input open"),
-        ({"shape": ("n", 1, 30000, 30000)}, "bytes a batch of 2"),
+        ({"shape": ("n", 1, 30000, 30000)}, "bytes are the limit"),
     ],
     ids=["a sequence", "baked batch", "open size", "huge"],
 )

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from slimrank.compress.network import zoo
@@ -210,7 +211,8 @@ def test_a_slim_file_of_hugging_face_holds_no_code_or_path(tmp_path):
     """A header's `hf/` name is a type out of a table; a folder's name there is refused."""
     pretrained("ResNet", tmp_path / "net", ["a", "b"])
     save(load(tmp_path / "net", size=32), tmp_path / "slim.safetensors")
-    header = {"format": 1, "model": f"hf/{tmp_path / 'net'}", "arguments": {}, "modules": {}}
+    with safe_open(tmp_path / "slim.safetensors", "pt") as file:
+        header = {**json.loads(file.metadata()["slimrank"]), "model": f"hf/{tmp_path / 'net'}", "arguments": {}}
     save_file(load_file(tmp_path / "slim.safetensors"), tmp_path / "bad.safetensors", {"slimrank": json.dumps(header)})
     with pytest.raises(SlimrankError, match="no model hf/"):
         load(tmp_path / "bad.safetensors")

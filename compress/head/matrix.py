@@ -146,7 +146,7 @@ class Matrix:
 
 def _array(path: Path, what: str) -> Tensor:
     if not path.is_file():
-        raise SlimrankError(f"`{what}` {path} is no file; check the path")
+        raise SlimrankError(f"`{what}` {path} is no .npy file: there is none, or a pipe or a folder; check the path")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # what is declared is not allocated
     except (OSError, ValueError, EOFError) as error:

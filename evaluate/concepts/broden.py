@@ -80,12 +80,8 @@ class Concepts:
         if not all(row["image"] for row in self.rows):
             raise SlimrankError(f"{self.folder}/index.csv: a row names no image; mend or remove it")
         files = [name for row in self.rows for name in (row["image"], *self._maps(row))]
-        if outside := next(
-            (name for name in files if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts), None
-        ):
-            raise SlimrankError(
-                f"{self.folder}/index.csv names {outside[:80]!r}, outside of its images/; mend or remove that row"
-            )
+        if outside := next(filter(_leaves, files), None):
+            raise SlimrankError(f"{self.folder}/index.csv names {outside[:80]!r}, outside of its images/; mend that row")
         missing = [name for name in files if not (self.folder / "images" / name).is_file()]
         if missing:
             raise SlimrankError(
@@ -105,9 +101,7 @@ class Concepts:
         except SlimrankError as error:
             raise SlimrankError(f"{error}; `concepts` takes a folder in Broden's layout, or generated") from error
         except (UnicodeDecodeError, csv.Error) as error:
-            raise SlimrankError(
-                f"cannot read {path} ({error}); `concepts` takes a folder in Broden's layout, or generated"
-            ) from error
+            raise SlimrankError(f"cannot read {path} ({error}); `concepts` takes a folder in Broden's layout") from error
         if len(rows) > MAX_ROWS:
             raise SlimrankError(f"{path} has more than {MAX_ROWS:,} rows; `concepts` takes a folder in Broden's layout")
         lacking = [c for c in columns if not rows or c not in rows[0]]
@@ -187,3 +181,8 @@ class Concepts:
         with opened(path) as picture:
             picture.load()
             return picture
+
+
+def _leaves(name: str) -> bool:
+    """Whether a file's name leads out of the folder that it is looked for in."""
+    return "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts

@@ -48,10 +48,12 @@ def open_torchvision(
     for train in (True, False):
         try:
             dataset: Any = getattr(datasets, TORCHVISION[kind])(folder, train=train, download=download)
-        except (RuntimeError, OSError) as error:
+            pictures, labels = np.asarray(dataset.data), torch.as_tensor(dataset.targets)
+            if len(pictures) != len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < len(dataset.classes):
+                raise ValueError("its labels are not those of its pictures")
+        except Exception as error:  # of damaged files torchvision raises what it likes
             wanted = f"raw/*-ubyte under DIR/{TORCHVISION[kind]}" if "mnist" in kind else "torchvision's layout"
-            reason = str(error).splitlines()[0].split(" You can use download")[0].rstrip(".")
+            reason = (str(error) or type(error).__name__).splitlines()[0].split(" You can use download")[0].rstrip(".")
             raise SlimrankError(f"`data` {kind}:{folder}: {reason}; it needs {wanted}, or `download`") from error
-        pictures, labels = np.asarray(dataset.data), torch.as_tensor(dataset.targets)
         splits["train" if train else "test"] = Images(list(pictures), labels, preprocessing)
     return list(dataset.classes), splits

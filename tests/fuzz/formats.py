@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+import torchvision.models  # noqa: F401  (the import is not a case's own time)
 from onnx import numpy_helper
 from PIL import Image
 from safetensors.torch import load as unpacked
