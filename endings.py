@@ -23,6 +23,8 @@ def ending(error: BaseException, goes_on: str = "") -> tuple[str, int]:
         return f"error: {words}", 1
     if isinstance(error, OSError) and error.errno in FULL:
         return f"error: cannot write {error.filename or 'a file'}: {error.strerror}; make room, and run it again", 1
+    if isinstance(error, OSError) and error.filename is not None:  # what the system says of a path is no defect
+        return f"error: {str(error.filename)[:200]}: {error.strerror}; check the path, and that it may be read", 1
     return f"error: {type(error).__name__}: {words[:300]}; this is a defect, --debug shows where", 1
 
 

@@ -28,6 +28,8 @@ from slimrank.evaluate.data import Preprocessing, open_data
         (BrokenPipeError(), "", 1),
         (OSError(errno.ENOSPC, "No space left on device", "x.npy"), "error: cannot write x.npy: No space left on device", 1),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "error: cannot write a file: Disk quota exceeded", 1),
+        (PermissionError(errno.EACCES, "Permission denied", "x.pt"), "error: x.pt: Permission denied; check the path", 1),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 999), "File name too long; check the path", 1),
         (OSError(errno.EIO, "Input/output error"), "this is a defect", 1),
         (ZeroDivisionError("division by zero"), "error: ZeroDivisionError: division by zero; this is a defect", 1),
     ],

@@ -31,6 +31,7 @@ CATEGORIES = ("object", "part", "color", "scene", "material", "texture")
 SPELLINGS = {"colour": "color"}
 MAX_SIDE = 4096  # pixels of a label map
 MAX_ROWS = 500_000  # of a list; Broden has 63,305 images
+LONGEST = 200  # characters of a file's name
 MAX_MASKS = 2**28  # pixels in the masks of one image
 
 
@@ -81,7 +82,7 @@ class Concepts:
             raise SlimrankError(f"{self.folder}/index.csv: a row names no image; mend or remove it")
         files = [name for row in self.rows for name in (row["image"], *self._maps(row))]
         if outside := next(filter(_leaves, files), None):
-            raise SlimrankError(f"{self.folder}/index.csv names {outside[:80]!r}, outside of its images/; mend that row")
+            raise SlimrankError(f"{self.folder}/index.csv names {outside[:80]!r}, no file in its images/; mend that row")
         missing = [name for name in files if not (self.folder / "images" / name).is_file()]
         if missing:
             raise SlimrankError(
@@ -184,5 +185,5 @@ class Concepts:
 
 
 def _leaves(name: str) -> bool:
-    """Whether a file's name leads out of the folder that it is looked for in."""
-    return "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts
+    """Whether a file's name leads out of the folder that it is looked for in, or nowhere."""
+    return "\0" in name or len(name) > LONGEST or Path(name).is_absolute() or ".." in Path(name).parts
