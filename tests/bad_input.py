@@ -138,6 +138,7 @@ FAILS = [
     ("bench tiled.onnx --data digits --limit 4", "fewer than --batch 8"),
     ("bench tiled.onnx --mean 0.5", "add --data"),
     ("evaluate tiled.onnx --data digits --expect agreement>=1", "needs --against"),
+    ("evaluate tiled.onnx --data digits --against no.onnx", "--against no.onnx"),
     ("inspect .", "is a folder"),
     ("bench dense.safetensors", "is a checkpoint"),
     ("bench tiled.onnx --seconds -1", "--seconds"),

@@ -9,7 +9,7 @@ from ..compress.head.options import FinalLayerOptions
 from ..compress.network.reading import Reading
 from ..compress.rankers import RANKERS
 from ..compress.stages.options import BenchOptions, InspectOptions
-from ..errors import SlimrankWarning
+from ..errors import SlimrankError, SlimrankWarning
 from ..files import output
 from ..option import options
 from .given import Result, asked, given, perhaps, spec_of
@@ -41,6 +41,8 @@ def evaluate(args: argparse.Namespace) -> Result:
     accuracy = ("top1", "top5") if spec.labelled or args.against is None else ()
     compared = ("agreement",) if args.against is not None else ()
     wanted = expectations(args.expect, (*accuracy, *compared), {"agreement": "needs `against`, what it agrees with"})
+    if args.against is not None and not args.against.exists():
+        raise SlimrankError(f"no checkpoint or .onnx file at `against` {args.against}; check the path")
     result: dict[str, Any] = {"top1": None, "top5": None}
     told = []
     if accuracy:
