@@ -13,7 +13,8 @@ SMALL = 1024  # numbers of a constant whose values may decide a shape
 
 
 def check_declared(path: str | Path) -> None:
-    """Raise SlimrankError where a tensor of an ONNX file, constant or computed, would be larger than LARGEST bytes.
+    """Raise SlimrankError where a tensor of an ONNX file, constant or computed, would be larger than LARGEST bytes, and than
+    the file with what lies beside it.
 
     Shapes are those that ONNX infers. A file that cannot be read or inferred is left to ONNX Runtime, which says why.
     """
@@ -21,15 +22,16 @@ def check_declared(path: str | Path) -> None:
         return
     try:
         model = onnx.load(path, load_external_data=False)
+        held = max(LARGEST, *_sizes(Path(path), model.graph))
         sparse = [(tensor.values.name, tensor.dims, tensor.values.data_type) for tensor in model.graph.sparse_initializer]
         _without_weights(model.graph)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception:  # protobuf's and onnx's own exceptions differ between versions
         return
     for name, dims, kind in [*sparse, *_tensors(inferred)]:
-        if (size := math.prod(dims) * _bytes(kind)) > LARGEST:
+        if (size := math.prod(dims) * _bytes(kind)) > held:
             raise SlimrankError(
-                f"{path} makes {name or 'a tensor'}, {' x '.join(map(str, dims))} numbers ({size:,} bytes); {LARGEST:,} bytes "
+                f"{path} makes {name or 'a tensor'}, {' x '.join(map(str, dims))} numbers ({size:,} bytes); {held:,} bytes "
                 "are the limit: export it for smaller images or a smaller batch"
             )
 
@@ -42,6 +44,13 @@ def _without_weights(graph: onnx.GraphProto) -> None:
         if tensor.name not in known:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         graph.initializer.remove(tensor)
+
+
+def _sizes(path: Path, graph: onnx.GraphProto) -> Iterator[int]:
+    """Bytes of the file, and of each that keeps weights beside it."""
+    yield path.stat().st_size
+    named = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    yield from ((path.parent / name).stat().st_size for name in named if (path.parent / name).is_file())
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, list[int], int]]:

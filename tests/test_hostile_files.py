@@ -232,6 +232,16 @@ def test_a_graph_that_makes_huge_tensors_is_not_loaded(tmp_path, kind):
         Runner(graph(tmp_path / "m.onnx", nodes, **more))
 
 
+def test_a_file_may_make_tensors_as_large_as_it_is(tmp_path, monkeypatch):
+    weight = np.ones((64, 1000), np.float32)
+    turned = helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0])
+    product = helper.make_node("Gemm", ["flat", "t"], ["logits"], transB=1)
+    flat = helper.make_node("Flatten", ["images"], ["flat"])
+    path = graph(tmp_path / "m.onnx", [flat, turned, product], constants=[("w", weight)])
+    monkeypatch.setattr("slimrank.evaluate.declared.LARGEST", 1000)
+    check_declared(path)
+
+
 def test_a_sparse_constant_counts_as_large_as_it_is_dense(tmp_path):
     sparse = helper.make_sparse_tensor(
         numpy_helper.from_array(np.ones(1, np.float32), "s"),
