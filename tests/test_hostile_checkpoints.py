@@ -160,6 +160,15 @@ def test_a_layer_cannot_be_changed_to_give_huge_images(tmp_path, change):
         load(bad)
 
 
+def test_a_head_may_be_written_out_as_large_as_it_was(monkeypatch):
+    """However small an image's activations must be: the dense form of a class-specific head is no activation."""
+    largest = max(tensor.numel() for tensor in zoo.build("lenet5").parameters())
+    monkeypatch.setattr("slimrank.compress.network.limits.ACTIVATION", 100)
+    monkeypatch.setattr("slimrank.compress.network.limits.SMALL", 100)
+    assert largest > 10 * 28 * 28
+    assert load(HERE / "int8.safetensors").outputs() == 10
+
+
 @pytest.mark.parametrize(
     "tensors",
     [

@@ -50,16 +50,19 @@ def in_proportion(state: Mapping[str, Tensor], path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def small_images(shape: Sequence[int], path: Path) -> Iterator[None]:
+def small_images(shape: Sequence[int], path: Path, weights: int) -> Iterator[None]:
     """Within the context no network can take much memory for an image [channels, height, width], nor can the image itself.
 
-    What a layer with a weight, or a padding, will give is computed before it is run.
+    What a layer with a weight, or a padding, will give is computed before it is run. `weights`: numbers in the largest weight
+    of the network, as many as which may be made, too: a class-specific head may be written out dense.
     """
 
+    limit = max(ACTIVATION, weights)
+
     def check(numbers: int) -> None:
-        if numbers > ACTIVATION:
+        if numbers > limit:
             raise SlimrankError(
-                f"{path}: an image of {' x '.join(map(str, shape))} takes more than {4 * ACTIVATION >> 20} MB in one of the "
+                f"{path}: an image of {' x '.join(map(str, shape))} takes more than {4 * limit >> 20} MB in one of the "
                 "network's layers; make it again for smaller images"
             )
 

@@ -78,7 +78,8 @@ def rebuild(path: Path, state: State, header: Header, trusted: bool) -> Checkpoi
     try:
         with in_proportion(state, path):
             model = zoo.build(header.model, header.arguments, trusted=trusted)
-        with small_images(shape, path):
+        largest = max((tensor.numel() for tensor in model.parameters()), default=0)
+        with small_images(shape, path, largest):
             adapt(model, image(model, shape), header.arguments.get("num_classes"))  # as it was when it was read
         for name, change in header.changes.items():
             _change(model, name, change, state)
@@ -98,7 +99,7 @@ def rebuild(path: Path, state: State, header: Header, trusted: bool) -> Checkpoi
             trained_on=header.trainings,
             gates=gates,
         )
-        with small_images(shape, path):
+        with small_images(shape, path, largest):
             _check_classes(checkpoint)
         return checkpoint
     except (
