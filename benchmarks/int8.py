@@ -120,12 +120,11 @@ def times(rows: Rows, name: str, folder: Path, rerun: bool) -> None:
 
     def timed() -> dict:
         found = compare(files, batches=BATCHES, threads=(1,), seconds=3)
-        speedups = {(row.model, row.batch): row.speedup for row in found.speedups}
+        speedups = {(row.model, row.batch): (row.speedup, row.low, row.high) for row in found.speedups}
         return {
-            "processor": machine().to_dict(),
+            "processor": machine().to_dict(), "busy": found.busy,
             "rows": [
-                {"file": r.model, "batch": r.batch, "ms": round(r.median_ms, 3), "p10": round(r.p10_ms, 3),
-                 "p90": round(r.p90_ms, 3), "speedup": round(speedups.get((r.model, r.batch), 1.0), 3)}
+                {"file": r.model, "batch": r.batch, "ms": round(r.median_ms, 3), "speedup": speedups.get((r.model, r.batch))}
                 for r in found.results
             ],
         }  # fmt: skip
@@ -136,14 +135,14 @@ def times(rows: Rows, name: str, folder: Path, rerun: bool) -> None:
 def table(rows: Rows, name: str) -> None:
     """Print the files of a network: speedups, bytes, top-1 and agreement with the dense network."""
     found = rows.value["rows"]
-    timed = {(r["file"], r["batch"]): r["speedup"] for r in found.get(f"{name} times", {}).get("rows", [])}
+    timed = {(r["file"], r["batch"]): r["speedup"] or (1.0,) for r in found.get(f"{name} times", {}).get("rows", [])}
     print(f"  {name:32}{'batch 1':>9}{'batch 8':>9}{'bytes':>12}{'top-1':>8}{'agreement':>11}")
     for key, row in found.items():
         if not key.startswith(f"{name} ") or "bytes" not in row:
             continue
         source, kind = key.removeprefix(f"{name} ").split(" ", 1)
         file = {"float": source, "plain int8": f"{source}-plain", "int8": f"{source}-int8"}[kind]
-        speeds = "".join(f"{timed.get((file, batch), float('nan')):8.2f}x" for batch in BATCHES)
+        speeds = "".join(f"{timed.get((file, batch), (float('nan'),))[0]:8.2f}x" for batch in BATCHES)
         top1 = "" if row["top1"] is None else f"{row['top1']:.4f}"
         print(f"  {key.removeprefix(name + ' '):32}{speeds}{row['bytes']:12,}{top1:>8}{row['agreement']:11.4f}")
 
