@@ -10,8 +10,8 @@ with labels, 2 epochs of these images (ResNet-20) or 1 (ResNet-18), the better o
 (of a fifth of the test split). Top-1 is of 4,000 (2,000) images of the rest, by the ONNX file. Seconds are of one core, without
 training. Peers cut to half of the MACs, or as near below as they come:
 
-- slimrank: `prune --macs 0.5`, whole blocks of channels, repaired; the same with `--ranker reconstruct --scope global`, and
-  with `--align 1`; `export --int8` of the first two;
+- slimrank: `prune --macs 0.5`, whole blocks of channels, repaired; the same with `--ranker reconstruct --scope global`, of
+  ResNet-20 with `--align 1` too; `export --int8` of the first two;
 - torch-pruning: its README's BasePruner (GroupMagnitudeImportance, ResNet-18's channels in eights, classifier whole), iterative
   as its own benchmark cuts to a speedup, uniform, and global and isomorphic; the former also in ONNX Runtime's int8;
 - fasterai: its tutorial's Pruner (large_final, local);
@@ -75,6 +75,8 @@ class Bench(Network):
 
     def cut(self, name: str) -> None:
         """The row of a peer before training."""
+        if ONLY.get(name, self.name) != self.name:
+            return
         kept = self.path(name, ".pt")
 
         def made() -> dict:
@@ -96,50 +98,50 @@ class Bench(Network):
             print(f"{name} left out: {error}")
 
     def tuned(self, name: str) -> None:
-        """Rows of a peer after training at both learning rates; the file of the better one stays."""
-        start = self.path(name, ".pt")
+        """Rows of a peer after training, at both learning rates, and of the one that validates better."""
+        start, rows = self.path(name, ".pt"), self.rows
+        if not start.exists():
+            return
+        validated = {}
         for lr in RATES:
 
-            def made(lr: float = lr) -> dict:
+            def trained(lr: float = lr) -> dict:
                 began = time.process_time()
                 model = torch.load(start, weights_only=False)  # our own file
                 made, training = train(model, self.data.split("train"), self.data.validation, Recipe(EPOCHS[self.name], lr))
-                path = self.written(made, f"{name}{TUNED} {lr}")
-                validation = round(max(training.validation_top1), 4)
-                return {"validation": validation, "top1": self.top1(path), "seconds": round(time.process_time() - began, 1)}
+                torch.save(made, self.path(f"{name} {lr}", ".pt"))
+                seconds = round(time.process_time() - began, 1)
+                return {"validation": round(max(training.validation_top1), 4), "seconds": seconds}
 
-            if start.exists() or f"{self.name} {name}{TUNED} {lr}" in self.rows:
-                self.rows.row(f"{self.name} {name}{TUNED} {lr}", made)
+            validated[lr] = rows.row(f"{self.name} {name}{TUNED}, lr {lr}", trained)["validation"]
+        best = max(validated, key=lambda lr: validated[lr])
 
-    def best(self, name: str) -> tuple[str, dict] | None:
-        """What validates best of a peer's trained networks: its name and row; None before all are there."""
-        found = {lr: self.rows.value["rows"].get(f"{self.name} {name}{TUNED} {lr}") for lr in RATES}
-        if not all(found.values()):
-            return None
-        lr = max(found, key=lambda lr: found[lr]["validation"])
-        return f"{name}{TUNED} {lr}", found[lr]
+        def made() -> dict:
+            path = self.written(torch.load(self.path(f"{name} {best}", ".pt"), weights_only=False), name + TUNED)
+            return {"top1": self.top1(path), "lr": best, "bytes": size(path)}
+
+        rows.row(f"{self.name} {name}{TUNED}", made)
 
     def int8(self, name: str) -> None:
         """Rows of a peer that makes int8 of another's file, as cut and tuned."""
         source, make = INT8[name]
-        tuned = self.best(source)
-        for given, kind in ((source, ""), (tuned and tuned[0], TUNED)):
-            if given and self.path(given).exists():
+        for kind in ("", TUNED):
+            if not self.path(source + kind).exists():
+                continue
 
-                def made(given: str = given, kind: str = kind) -> dict:
-                    out, began = self.path(name + kind), time.process_time()
-                    more = make(self, self.path(given), out)
-                    seconds = round(time.process_time() - began, 1)
-                    return {"macs": self.rows[f"{self.name} {source}"]["macs"], "top1": self.top1(out),
-                            "seconds": seconds, "bytes": size(out), **more}  # fmt: skip
+            def made(kind: str = kind) -> dict:
+                out, began = self.path(name + kind), time.process_time()
+                more = make(self, self.path(source + kind), out)
+                seconds = round(time.process_time() - began, 1)
+                macs = self.rows[f"{self.name} {source}"]["macs"]
+                return {"macs": macs, "top1": self.top1(out), "seconds": seconds, "bytes": size(out), **more}
 
-                self.rows.row(f"{self.name} {name}{kind}", made)
+            self.rows.row(f"{self.name} {name}{kind}", made)
 
     def file(self, name: str) -> Path:
         """The file of a peer that is timed: the trained one where there is one."""
-        tuned = (self.best(name) or (None,))[0] if name in PEERS else name + TUNED
-        path = self.path(tuned) if tuned else None
-        return path if path and path.exists() else self.path(name)
+        tuned = self.path(name + TUNED)
+        return tuned if tuned.exists() else self.path(name)
 
     def times(self, rerun: bool) -> None:
         """All files in one interleaved run."""
@@ -163,7 +165,7 @@ PEERS: dict[str, Callable[[Bench], object]] = {
     "dense": lambda one: one.dense,
     "slimrank": by.slimrank,
     "slimrank, reconstruct global": lambda one: by.slimrank(one, ranker="reconstruct", scope="global"),
-    "slimrank, align 1": lambda one: by.slimrank(one, align=1),
+    "slimrank, reconstruct global, align 1": lambda one: by.slimrank(one, ranker="reconstruct", scope="global", align=1),
     "torch-pruning, uniform": by.pruned_by_torch_pruning,
     "torch-pruning, global": lambda one: by.pruned_by_torch_pruning(one, global_pruning=True, isomorphic=True),
     "fasterai": by.fasterai,
@@ -171,6 +173,7 @@ PEERS: dict[str, Callable[[Bench], object]] = {
     "comprexx": by.comprexx,
     "plain widths": by.plain_widths,
 }
+ONLY = {"slimrank, reconstruct global, align 1": "resnet20"}  # whose layers are one block wide, or two, or four
 UNTRAINED = ("onnxsim", "comprexx")  # a file; zeros that training would fill again
 INT8 = {
     "ONNX Runtime int8": ("dense", by.onnxruntime_int8),
@@ -213,7 +216,7 @@ def table(one: Bench) -> None:
         row = known.get(f"{one.name} {name}")
         if row is None:
             continue
-        tuned = known.get(f"{one.name} {name}{TUNED}") or (one.best(name) or (None, None))[1]
+        tuned = known.get(f"{one.name} {name}{TUNED}")
         cells[name] = {"MACs": row["macs"], "as cut": row["top1"], "tuned": tuned and tuned["top1"], "seconds": row["seconds"],
                        "bytes": row["bytes"]}  # fmt: skip
         for batch in BATCHES:
@@ -251,16 +254,14 @@ def main() -> None:
         for one in benches:
             for name in PEERS:
                 one.cut(name)
-        for one in benches:
             for name in PEERS:
                 if name not in UNTRAINED:
                     one.tuned(name)
-        for one in benches:
             for name in INT8:
                 if not (args.no_times and name in searching):
                     one.int8(name)
-        for one in benches if not args.no_times else ():
-            one.times(args.rerun)
+            if not args.no_times:
+                one.times(args.rerun)
     except OutOfTime:
         print("out of time; run again to go on")
     for one in benches:
