@@ -114,11 +114,11 @@ class Concepts:
         """The category of "object(8);part(2)" with the highest count."""
         counted = re.findall(r"([a-z]+)(?:\((\d+)\))?", text.lower())
         if not counted:
-            raise SlimrankError(f"{self.folder}/label.csv: no category in {text[:40]!r}; it must be one of {', '.join(CATEGORIES)}")
+            raise SlimrankError(f"{self.folder}/label.csv: no category in {text[:40]!r}; there are {', '.join(CATEGORIES)}")
         name: str = max(counted, key=lambda item: int(item[1][:9] or 0))[0]
         name = SPELLINGS.get(name, name)
         if name not in CATEGORIES:
-            raise SlimrankError(f"{self.folder}/label.csv: no category {name[:40]!r}; it must be one of {', '.join(CATEGORIES)}")
+            raise SlimrankError(f"{self.folder}/label.csv: no category {name[:40]!r}; there are {', '.join(CATEGORIES)}")
         return name
 
     def _count(self, text: str, file: str, what: str) -> int:

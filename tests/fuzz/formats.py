@@ -97,7 +97,7 @@ def write_pt(folder: Path, rng: random.Random) -> None:
     odd: tuple[Callable[[torch.Tensor], Any], ...] = (
         lambda t: t.to_sparse(), lambda t: t.to("meta"), lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
         lambda t: t[:1].expand(3, *t.shape[1:]), lambda t: torch.zeros(1).expand(10**5, 10**5), lambda t: odd_tensor(t, rng),
-        lambda t: rng.choice(ODD), lambda t: t.numpy(), lambda t: torch.nn.Parameter(t), lambda t: [t, t],
+        lambda t: rng.choice(ODD), lambda t: np.ones((2, 2)), lambda t: torch.nn.Parameter(t), lambda t: [t, t],
     )  # fmt: skip
     for _ in range(rng.randrange(3)):
         key = rng.choice([*state])
