@@ -64,6 +64,12 @@ class Bench(Network):
 
     rows: Rows
 
+    def row(self, key: str, file: Path, make: Callable[[], dict]) -> dict:
+        """A row with the file that it tells of: made anew where one of them is missing."""
+        if not file.exists():
+            self.rows.value["rows"].pop(f"{self.name} {key}", None)
+        return self.rows.row(f"{self.name} {key}", make)
+
     def top1(self, path: Path) -> float:
         batches, classes = self.data.split("test").batches(100), len(self.data.classes)
         return round(accuracy(Runner(path, threads=torch.get_num_threads()), batches, classes).top1, 4)
@@ -93,34 +99,34 @@ class Bench(Network):
             return {"macs": round(share, 4), "top1": self.top1(path), "seconds": seconds, "bytes": size(path)}
 
         try:
-            self.rows.row(f"{self.name} {name}", made)
+            self.row(name, self.path(name), made)
         except ModuleNotFoundError as error:
             print(f"{name} left out: {error}")
 
     def tuned(self, name: str) -> None:
         """Rows of a peer after training, at both learning rates, and of the one that validates better."""
-        start, rows = self.path(name, ".pt"), self.rows
+        start = self.path(name, ".pt")
         if not start.exists():
             return
-        validated = {}
+        kept, validated = {lr: self.path(f"{name} {lr}", ".pt") for lr in RATES}, {}
         for lr in RATES:
 
             def trained(lr: float = lr) -> dict:
                 began = time.process_time()
                 model = torch.load(start, weights_only=False)  # our own file
                 made, training = train(model, self.data.split("train"), self.data.validation, Recipe(EPOCHS[self.name], lr))
-                torch.save(made, self.path(f"{name} {lr}", ".pt"))
+                torch.save(made, kept[lr])
                 seconds = round(time.process_time() - began, 1)
                 return {"validation": round(max(training.validation_top1), 4), "seconds": seconds}
 
-            validated[lr] = rows.row(f"{self.name} {name}{TUNED}, lr {lr}", trained)["validation"]
+            validated[lr] = self.row(f"{name}{TUNED}, lr {lr}", kept[lr], trained)["validation"]
         best = max(validated, key=lambda lr: validated[lr])
 
         def made() -> dict:
-            path = self.written(torch.load(self.path(f"{name} {best}", ".pt"), weights_only=False), name + TUNED)
+            path = self.written(torch.load(kept[best], weights_only=False), name + TUNED)
             return {"top1": self.top1(path), "lr": best, "bytes": size(path)}
 
-        rows.row(f"{self.name} {name}{TUNED}", made)
+        self.row(f"{name}{TUNED}", self.path(name + TUNED), made)
 
     def int8(self, name: str) -> None:
         """Rows of a peer that makes int8 of another's file, as cut and tuned."""
@@ -136,7 +142,7 @@ class Bench(Network):
                 macs = self.rows[f"{self.name} {source}"]["macs"]
                 return {"macs": macs, "top1": self.top1(out), "seconds": seconds, "bytes": size(out), **more}
 
-            self.rows.row(f"{self.name} {name}{kind}", made)
+            self.row(f"{name}{kind}", self.path(name + kind), made)
 
     def file(self, name: str) -> Path:
         """The file of a peer that is timed: the trained one where there is one."""
