@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -166,8 +167,8 @@ def test_compress_with_and_without_data(capsys, tmp_path, trained):
     assert json.loads((tmp_path / "a" / "report.json").read_text()) == report
     page = (tmp_path / "a" / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creative", "")
-    assert "<script" not in page
-    assert page.count("<svg") == 2
+    assert not re.search(r"""(src|href)=["']?(https?:|//)""", page)  # whole in itself
+    assert page.count("<svg") >= 2
     onnx = run(capsys, "evaluate", tmp_path / "a" / "model.onnx", "--data", "digits")
     assert onnx["top1"] == report["compressed"]["top1"]
     bare = run(capsys, "compress", trained, *small, "-o", tmp_path / "b")

@@ -270,8 +270,8 @@ def demo(tmp_path_factory):
     from slimrank.evaluate.dataspec import DataSpec
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "GLYPHS", DataSpec(data="glyphs", limit=900))
-        patch.setattr(demo, "EPOCHS", 2)
+        patch.setattr(demo, "GLYPHS", DataSpec(data="glyphs", limit=400))
+        patch.setattr(demo, "EPOCHS", 1)
         return demo.prepare(tmp_path_factory.mktemp("demo") / "out", print).finish(print)
 
 
@@ -282,7 +282,7 @@ def test_demo(demo):
     assert after["macs"] <= before["macs"] / 3
     stages = {s["name"]: s for s in demo["stages"]}
     assert stages["export"]["parity"]["agreement"] == 1.0
-    assert stages["export"]["parity"]["images"] == demo["test_images"] == 900
+    assert stages["export"]["parity"]["images"] == demo["test_images"] == 400
     assert stages["prune"]["widths"].keys() == {"conv1", "conv2", "fc1"}  # fc2 is the head's
     assert stages["specialize"]["result"]["features"] == 512
     plain = next(r for r in stages["rivals"]["rows"] if r["name"].startswith("plain uniform"))
