@@ -46,7 +46,13 @@ def merged(network: str, words: list[str], folder: Path, end: float) -> dict:
                 raise SystemExit(f"{network}: {name} failed")
     found = Merged(read_runs([folder / name for name in RUNS if (folder / name / "report.json").exists()]))
     rows = [{**row, "run": Path(row["run"]).name} for row in found.to_dict()["rows"]]
-    return {"words": words[1:], "groups": found.to_dict()["groups"], "rows": rows, **timed_together(rows, folder)}
+    kind, _, place = words[words.index("--data") + 1].partition(":")
+    groups = [
+        {**group, "images": group["images"].replace(f"{kind}:{place}", f"{kind}:{Path(place).name}")}  # of this machine
+        for group in found.to_dict()["groups"]
+    ]
+    told = [word.replace(place, Path(place).name) for word in words[1:]]
+    return {"words": told, "groups": groups, "rows": rows, **timed_together(rows, folder)}
 
 
 def timed_together(rows: list[dict], folder: Path) -> dict:

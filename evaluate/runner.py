@@ -75,7 +75,7 @@ class Runner:
             (logits,) = self.session.run([output.name], {self.input.name: self.fed(torch.cat([images, rest]))})
         except SlimrankError:
             raise
-        except Exception as error:
+        except Exception as error:  # onnxruntime's exceptions share no base class
             raise self._refusal(f"on images of {list(images.shape)}", error) from error
         found = torch.from_numpy(np.asarray(logits))
         if found.dim() < 2 or any(side != 1 for side in found.shape[2:]) or not found.is_floating_point():
@@ -166,7 +166,7 @@ class Runner:
 
         try:
             call()
-        except Exception as error:
+        except Exception as error:  # onnxruntime's exceptions share no base class
             raise self._refusal(f"at `batch` {batch}", error) from error
         return call
 

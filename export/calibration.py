@@ -98,7 +98,7 @@ def refusing(what: str, option: str = "int8") -> Iterator[None]:
     """Turn whatever ONNX Runtime's quantiser raises into one line; `what` it could not do to the network for `option`."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # the quantiser's exceptions share no base class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise SlimrankError(f"ONNX Runtime cannot {what} this network: {reason}; leave out `{option}`") from error
 
