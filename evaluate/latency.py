@@ -26,7 +26,7 @@ from .session import PLAIN, PROVIDER_OPTIONS, Tuning
 __all__ = ["Comparison", "Feed", "Latency", "Machine", "Speedup", "check_settings", "compare", "interleaved", "machine"]
 Feed = Callable[[Runner, int], np.ndarray]  # the images of a batch
 Call = Callable[[], object]
-SESSIONS = (3, 12)  # at least, for an interval; at most
+SESSIONS = (4, 12)  # at least, for an interval; at most; even, for as many have the models in reverse order
 LEAST, MOST = 15, 2000  # rounds
 
 
@@ -60,7 +60,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Speedup:
-    """Time of the model `against` over that of `model` at one setting, the median of all pairs: above 1, `model` is faster.
+    """Time of the model `against` over that of `model` at one setting, the mean of sessions: above 1, `model` is faster.
 
     `low`, `high`: its 99 % interval over `sessions` sessions of both files.
     """
@@ -168,7 +168,7 @@ def compare(
             p10, median, p90, p95, p99 = map(float, np.percentile(taken, [10, 50, 90, 95, 99]))
             results.append(Latency(name, provider, batch, thread, median, p10, p90, len(taken), p95, p99, 1e3 * batch / median))
             if name != first:
-                found = ratio(times[first], sessions)
+                found = ratio(times[first], sessions, turned=True)
                 speedups.append(
                     Speedup(name, first, provider, batch, thread, found.value, found.low, found.high, len(sessions))
                 )
@@ -177,11 +177,13 @@ def compare(
 
 def _times(names: Sequence[str], opened: Callable[[str], Call], seconds: float) -> dict[str, list[list[float]]]:
     """Seconds of every round of each session of each model; loading takes at most half as long again as the runs, or is
-    done three times."""
+    done four times."""
     times: dict[str, list[list[float]]] = {name: [] for name in names}
     total = seconds * len(names)
     sessions = 1
+    calls: dict[str, Call] = {}
     while len(times[names[0]]) < sessions:
+        calls.clear()  # before the next ones load, which then take turns in the same memory
         start = time.perf_counter()
         turned = len(times[names[0]]) % 2
         calls = {name: opened(name) for name in (reversed(names) if turned else names)}
@@ -189,7 +191,7 @@ def _times(names: Sequence[str], opened: Callable[[str], Call], seconds: float) 
             for call in calls.values():  # what a session costs before its first round
                 call()
             least, most = SESSIONS
-            sessions = min(most, max(least, int(total / 2 / (time.perf_counter() - start))))
+            sessions = min(most, max(least, 2 * int(total / 4 / (time.perf_counter() - start))))
         part = interleaved(calls, seconds / sessions, least=-(-LEAST // sessions), most=MOST // sessions, warm_up=2)
         for name in names:
             times[name].append(part[name])

@@ -31,16 +31,17 @@ QUICK = {"batches": (2,), "seconds": 0.001}
 # -- the ratio -------------------------------------------------------------------------------------------------------
 
 
-def noisy(seed, sessions, rounds=60, busy=0.5, between=0.01):
+def noisy(seed, sessions, rounds=60, busy=0.5, between=0.01, order=0.0):
     """Two files of equal speed on a machine that is slowed down for stretches of rounds, both alike, and whose sessions
-    differ by `between`."""
+    differ by `between`; the first to be loaded, each in its turn, is by `order` the slower."""
     random = np.random.default_rng(seed)
     times = ([], [])
-    for _ in range(sessions):
+    for session in range(sessions):
         stretch = np.repeat(random.random(rounds // 10) < busy, 10) * random.uniform(0.5, 2, rounds)
         for one in times:
             own = np.exp(between * random.standard_normal() + 0.01 * random.standard_normal(rounds))
-            one.append(own * (1 + stretch))
+            loaded_first = one is times[session % 2]
+            one.append(own * (1 + stretch) * (1 + order * loaded_first))
     return times
 
 
@@ -49,6 +50,14 @@ def test_the_interval_holds_the_ratio_as_often_as_it_says(sessions):
     found = [ratio(*noisy(seed, sessions)) for seed in range(300)]
     assert 0.975 <= np.mean([one.low <= 1 <= one.high for one in found]) < 1
     assert np.mean([one.high / one.low for one in found]) > 1.01
+
+
+@pytest.mark.parametrize("sessions", [4, 12])
+def test_the_order_of_loading_is_taken_out_of_value_and_interval(sessions):
+    seen, even = ([ratio(*noisy(seed, sessions, order=order), turned=True) for seed in range(300)] for order in (0.1, 0.0))
+    assert [one.value for one in seen] == pytest.approx([one.value for one in even], abs=1e-4)
+    assert [one.high for one in seen] == pytest.approx([one.high for one in even], rel=1e-4)
+    assert 0.975 <= np.mean([one.low <= 1 <= one.high for one in seen]) < 1
 
 
 def test_what_slows_both_alike_cancels():
