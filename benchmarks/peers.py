@@ -11,7 +11,7 @@ with labels, 2 epochs of these images (ResNet-20) or 1 (ResNet-18), the better o
 training. Peers cut to half of the MACs, or as near below as they come:
 
 - slimrank: `prune --macs 0.5`, whole blocks of channels, repaired; the same with `--ranker reconstruct --scope global`, of
-  ResNet-20 with `--align 1` too; `export --int8` of the first two;
+  ResNet-20 with `--align 8` and `--align 1` too; `export --int8` of all but the last;
 - torch-pruning: its README's BasePruner (GroupMagnitudeImportance, ResNet-18's channels in eights, classifier whole), iterative
   as its own benchmark cuts to a speedup, uniform, and global and isomorphic; the former also in ONNX Runtime's int8;
 - fasterai: its tutorial's Pruner (large_final, local);
@@ -171,6 +171,7 @@ PEERS: dict[str, Callable[[Bench], object]] = {
     "dense": lambda one: one.dense,
     "slimrank": by.slimrank,
     "slimrank, reconstruct global": lambda one: by.slimrank(one, ranker="reconstruct", scope="global"),
+    "slimrank, reconstruct global, align 8": lambda one: by.slimrank(one, ranker="reconstruct", scope="global", align=8),
     "slimrank, reconstruct global, align 1": lambda one: by.slimrank(one, ranker="reconstruct", scope="global", align=1),
     "torch-pruning, uniform": by.pruned_by_torch_pruning,
     "torch-pruning, global": lambda one: by.pruned_by_torch_pruning(one, global_pruning=True, isomorphic=True),
@@ -179,13 +180,15 @@ PEERS: dict[str, Callable[[Bench], object]] = {
     "comprexx": by.comprexx,
     "plain widths": by.plain_widths,
 }
-ONLY = {"slimrank, reconstruct global, align 1": "resnet20"}  # whose layers are one block wide, or two, or four
+# finer than a block of 16, for a network whose layers are one block wide, or two, or four
+ONLY = dict.fromkeys(("slimrank, reconstruct global, align 8", "slimrank, reconstruct global, align 1"), "resnet20")
 UNTRAINED = ("onnxsim", "comprexx")  # a file; zeros that training would fill again
 INT8 = {
     "ONNX Runtime int8": ("dense", by.onnxruntime_int8),
     "torch-pruning, uniform, ONNX Runtime int8": ("torch-pruning, uniform", by.onnxruntime_int8),
     "slimrank, int8": ("slimrank", by.slimrank_int8),
     "slimrank, reconstruct global, int8": ("slimrank, reconstruct global", by.slimrank_int8),
+    "slimrank, reconstruct global, align 8, int8": ("slimrank, reconstruct global, align 8", by.slimrank_int8),
 }
 
 

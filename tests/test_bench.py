@@ -36,11 +36,11 @@ def noisy(seed, sessions, rounds=60, busy=0.5, between=0.01, order=0.0):
     differ by `between`; the first to be loaded, each in its turn, is by `order` the slower."""
     random = np.random.default_rng(seed)
     times = ([], [])
-    for session in range(sessions):
+    for turn in range(sessions):
         stretch = np.repeat(random.random(rounds // 10) < busy, 10) * random.uniform(0.5, 2, rounds)
         for one in times:
             own = np.exp(between * random.standard_normal() + 0.01 * random.standard_normal(rounds))
-            loaded_first = one is times[session % 2]
+            loaded_first = one is times[turn % 2]
             one.append(own * (1 + stretch) * (1 + order * loaded_first))
     return times
 
