@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 LEVEL = 0.99  # of the interval
 
@@ -39,5 +39,5 @@ def ratio(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], *
     if free < 1:
         return Ratio(float(np.exp(value)), None, None)
     variance = np.square(medians - known @ means).sum() / free * np.linalg.inv(known.T @ known)[0, 0]
-    half = student.ppf((1 + LEVEL) / 2, free) * variance**0.5
+    half = stdtrit(free, (1 + LEVEL) / 2) * variance**0.5
     return Ratio(*map(float, np.exp([value, value - half, value + half])))
