@@ -54,7 +54,11 @@ def _sizes(path: Path, graph: onnx.GraphProto) -> Iterator[int]:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, list[int], int]]:
-    """Name, sides and type of every tensor whose shape is known."""
+    """Name, sides and type of every tensor whose shape is known, in branches and loop bodies too."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _tensors(body)
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.HasField("tensor_type"):
             kind = value.type.tensor_type

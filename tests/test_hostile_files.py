@@ -197,6 +197,17 @@ def graph(path, nodes, shape=("n", 1, 8, 8), constants=(), sparse=()):
 
 
 FLAT = helper.make_node("Flatten", ["images"], ["logits"])
+
+
+def body(name, inputs=(), first=()):
+    """A branch or loop body that makes a huge tensor."""
+    random = helper.make_node("RandomNormal", [], [name], shape=[10**6, 10**6])
+    outputs = [helper.make_tensor_value_info(one, kind, None) for one, kind in ((*first, (name, onnx.TensorProto.FLOAT)))]
+    taken = [helper.make_tensor_value_info(one, kind, shape) for one, kind, shape in inputs]
+    passed = [helper.make_node("Identity", ["go"], ["on"])] if inputs else []
+    return helper.make_graph([random, *passed], name, taken, outputs)
+
+
 HUGE = {
     "input": ([FLAT], {"shape": ("n", 1, 20_000, 20_000)}),
     "fixed batch": ([FLAT], {"shape": (10_000, 3, 224, 224)}),
@@ -222,6 +233,16 @@ HUGE = {
         {"constants": [("w", np.ones((8, 1, 3, 3), np.float32))]},
     ),
     "random": ([helper.make_node("RandomNormal", [], ["logits"], shape=[10**6, 10**6])], {}),
+    "branch": (
+        [helper.make_node("If", ["c"], ["logits"], then_branch=body("a"), else_branch=body("b"))],
+        {"constants": [("c", np.array(True))]},
+    ),
+    "loop": (
+        [helper.make_node("Loop", ["n", "c"], ["logits"], body=body(
+            "a", [("i", onnx.TensorProto.INT64, []), ("go", onnx.TensorProto.BOOL, [])], [("on", onnx.TensorProto.BOOL)]
+        ))],
+        {"constants": [("n", np.array(2)), ("c", np.array(True))]},
+    ),
 }  # fmt: skip
 
 
