@@ -6,9 +6,9 @@
         [--cache FOLDER] [--minutes 30] [--network resnet20] [--no-times] [--rerun]
 
 Everybody has the same 4,000 training images. As cut: with the peer's own means, no label read. Tuned: as `finetune` trains,
-with labels, 2 epochs of these images (ResNet-20) or 1 (ResNet-18), the better of two learning rates on 1,000 validation images
-(of a fifth of the test split). Top-1 is of 4,000 (2,000) images of the rest, by the ONNX file. Seconds are of one core, without
-training. Peers cut to half of the MACs, or as near below as they come:
+with labels, 2 epochs of these images (ResNet-20) or 1 (ResNet-18), the best of three learning rates and of no training on 1,000
+validation images (of a fifth of the test split). Top-1 is of 4,000 (2,000) images of the rest, by the ONNX file. Seconds are of
+one core, without training. Peers cut to half of the MACs, or as near below as they come:
 
 - slimrank: `prune --macs 0.5`, whole blocks of channels, repaired; the same with `--ranker reconstruct --scope global`, of
   ResNet-20 with `--align 8` and `--align 1` too; `export --int8` of all but the last;
@@ -41,6 +41,7 @@ from rows import OutOfTime, Rows, two_networks
 from torch import nn
 
 from slimrank.compress.network.checkpoint import load
+from slimrank.compress.stages.measure import accuracy_on
 from slimrank.compress.training.loop import train
 from slimrank.compress.training.recipe import Recipe
 from slimrank.evaluate.accuracy import accuracy
@@ -53,7 +54,7 @@ from slimrank.export.to_onnx import export, size
 TRAIN, VALIDATION = 4000, 1000  # images
 TEST = {"resnet20": 4000, "resnet18": 2000}
 EPOCHS = {"resnet20": 2, "resnet18": 1}
-RATES = (0.01, 0.05)
+RATES = (0.002, 0.01, 0.05)
 BATCHES = (1, 32)
 TUNED = " tuned"
 
@@ -73,6 +74,10 @@ class Bench(Network):
     def top1(self, path: Path) -> float:
         batches, classes = self.data.split("test").batches(100), len(self.data.classes)
         return round(accuracy(Runner(path, threads=torch.get_num_threads()), batches, classes).top1, 4)
+
+    def validation(self, kept: Path) -> float:
+        model = torch.load(kept, weights_only=False)  # our own file
+        return round(accuracy_on(model, self.data.validation, len(self.data.classes)).top1, 4)
 
     def written(self, model: nn.Module, name: str) -> Path:
         """Keep a network as it is, to be trained, and as an ONNX file."""
@@ -104,11 +109,14 @@ class Bench(Network):
             print(f"{name} left out: {error}")
 
     def tuned(self, name: str) -> None:
-        """Rows of a peer after training, at both learning rates, and of the one that validates better."""
+        """Rows of a peer after training at every learning rate, and of what validates best, as it was cut (rate 0) included."""
         start = self.path(name, ".pt")
         if not start.exists():
             return
-        kept, validated = {lr: self.path(f"{name} {lr}", ".pt") for lr in RATES}, {}
+        kept = {0.0: start, **{lr: self.path(f"{name} {lr}", ".pt") for lr in RATES}}
+        validated = {
+            0.0: self.rows.row(f"{self.name} {name}, validation", lambda: {"validation": self.validation(start)})["validation"]
+        }
         for lr in RATES:
 
             def trained(lr: float = lr) -> dict:
