@@ -55,7 +55,7 @@ def test_verbs_by_hand_and_compress_are_equal_bit_for_bit(trained, tmp_path, nam
 
 def test_resnet20_by_hand_and_in_one(resnet20, cifar, tmp_path):
     name, foreign = "labels and a head", ("--model", "resnet20-cifar")  # its three verbs read files of each other
-    data = ("--data", f"folder:{cifar}", "--validation", "test:0.2", "--limit", 300)
+    data = ("--data", f"folder:{cifar}", "--validation", "test:0.2", "--limit", 100)
     slim = tmp_path / "resnet20.safetensors"  # by hand, every verb but the first reads a slim file
     prune, finetune, head = SETS[name]
     run("prune", resnet20, *foreign, *data, *prune, "-o", slim)

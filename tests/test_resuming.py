@@ -26,9 +26,8 @@ OPTIONS = CompressOptions(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("after", [1, 5])
-def test_compress_killed_goes_on(tmp_path, trained, after):
-    """SIGKILL after a number of stages; the second run skips them and ends with the same decisions."""
+def test_compress_killed_goes_on(tmp_path, trained):
+    """SIGKILL after some stages; the second run skips them and goes on."""
     out = tmp_path / "run"
     words = [sys.executable, "-m", "slimrank.cli", "compress", trained, "--data", "digits", "--epochs", "2", "--batch", "1"]
     words += ["-o", out]
@@ -36,7 +35,7 @@ def test_compress_killed_goes_on(tmp_path, trained, after):
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         state = out / "state.json"
-        if state.exists() and len(json.loads(state.read_text())["stages"]) >= after:
+        if state.exists() and len(json.loads(state.read_text())["stages"]) >= 3:
             break
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
