@@ -17,7 +17,8 @@ class Verb:
 
     `takes`: classes, or instances with the verb's own defaults, of option dataclasses; `without`: options among these that
     it does not offer; `unasked`: those whose default here is None, so that what was not given can be told. `reads`: help of
-    the checkpoint it reads; `writes`: of --out. Either may be optional (`may_...`), or --out have a default.
+    the checkpoint it reads; `writes`: of --out. Either may be optional (`may_...`), or --out have a default. `divides`: whether
+    several processes (processes.py) may run it together.
     """
 
     run: Callable[[argparse.Namespace], tuple[dict[str, Any], str]]
@@ -29,6 +30,7 @@ class Verb:
     default_out: str | None = None
     without: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
+    divides: bool = False
 
     @property
     def options(self) -> dict[str, Option]:

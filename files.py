@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .errors import SlimrankError
+from .processes import alone
 
 LARGEST = 2**26  # bytes of a file that is read whole
 T = TypeVar("T")
@@ -67,8 +68,13 @@ def ready(path: str | Path) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a text; of several processes (processes.py) the first does."""
+
+    def write() -> None:
+        with whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    alone(write)
 
 
 def write_json(path: str | Path, value: Any) -> None:

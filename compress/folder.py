@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import SlimrankError
 from ..files import read_json, ready, unread, write_json
+from ..processes import alone
 from .stages.place import Place, difference
 
 LEFT = {  # the files of each stage that later ones read, or users
@@ -123,16 +124,20 @@ class Folder:
 
 
 def _locked(path: Path) -> FileLock:
-    """Lock a folder; the system takes the lock back from a process that ends, however it ends."""
+    """Lock a folder, for all processes of a run; the system takes the lock back from a process that ends, however it ends."""
     lock = FileLock(path / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise SlimrankError(f"another run is at work in {path}; wait for it, or name another `out`") from error
-    except (OSError, NotImplementedError) as error:
-        raise SlimrankError(
-            f"{path} lies on a file system that cannot lock files ({error}); name an `out` on a local disk"
-        ) from error
+
+    def take() -> None:
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise SlimrankError(f"another run is at work in {path}; wait for it, or name another `out`") from error
+        except (OSError, NotImplementedError) as error:
+            raise SlimrankError(
+                f"{path} lies on a file system that cannot lock files ({error}); name an `out` on a local disk"
+            ) from error
+
+    alone(take)
     return lock
 
 

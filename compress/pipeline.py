@@ -7,7 +7,7 @@ was killed goes on after the last stage that finished. DIR belongs to one checkp
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from ..evaluate.runner import Runner
 from ..export.to_onnx import export as to_onnx
 from ..export.to_onnx import size
 from ..files import write_json, write_text
+from ..processes import alone
 from .channels import channels_of
 from .channels.groups import stays
 from .folder import Folder
@@ -131,7 +132,7 @@ class Run:
                 say(f"{name:10}    done     {self.row(ROWS[name]).says}")
                 continue
             began = time.perf_counter()
-            row = stage(self).to_dict()
+            row = (alone(partial(stage, self)) if name in ALONE else stage(self)).to_dict()
             self.folder.finish(name, {"name": name, **row, "seconds": round(time.perf_counter() - began, 2)})
             say(f"{name:10} {self.done[name]['seconds']:7.1f} s  {row['says']}")
         report = self.report()
@@ -213,7 +214,7 @@ def _check_reach(checkpoint: Checkpoint, options: CompressOptions) -> None:
 def _baseline(run: Run) -> BaselineRow:
     given = run.given
     counted = count(given.model, given.preprocessing.shape)
-    path = to_onnx(given.model, given.example(), run.at(DENSE), onnx_metadata(given))
+    path = alone(lambda: to_onnx(given.model, given.example(), run.at(DENSE), onnx_metadata(given)))
     top1 = None if run.dense is None else run.dense.top1
     says = f"{counted.macs:,} MACs, {counted.params:,} parameters{_top1(top1)}"
     same = None if run.dense is None else 1.0
@@ -389,3 +390,4 @@ STAGES: dict[str, Callable[[Run], Row]] = {
     "baseline": _baseline, "rank": _rank, "prune": _prune, "finetune": _finetune, "rivals": _rivals,
     "specialize": _specialize, "export": _export, "bench": _bench,
 }  # fmt: skip
+ALONE = ("specialize", "export", "bench")  # of several processes the first does these: the clock decides in them

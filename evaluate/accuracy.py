@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import SlimrankError
+from ..processes import shared
 from .dataspec import needs_labels
 
 
@@ -38,9 +38,10 @@ def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
 
     Raises SlimrankError when a label has no logit, an image has no label or a logit is NaN.
     """
-    start, top5, n = time.perf_counter(), 0, 0
-    right, seen = torch.zeros(classes), torch.zeros(classes)
-    for images, labels in tqdm(batches, desc="accuracy", leave=False, disable=None):
+
+    def count(batch: tuple[Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
+        """Images among the five largest; images of each class, those decided rightly first."""
+        images, labels = batch
         logits = predict(images)
         if logits.shape[1] != classes:
             raise SlimrankError(f"the model has {logits.shape[1]} outputs, the data {classes} classes; they must match")
@@ -49,14 +50,18 @@ def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
         _check_numbers(logits)
         hits = logits.argmax(1) == labels
         best = logits.topk(min(5, classes), 1).indices
-        top5 += int((best == labels[:, None]).any(1).sum())
-        right += torch.bincount(labels[hits].cpu(), minlength=classes)
-        seen += torch.bincount(labels.cpu(), minlength=classes)
-        n += len(labels)
+        right, seen = (torch.bincount(chosen.cpu(), minlength=classes) for chosen in (labels[hits], labels))
+        return int((best == labels[:, None]).any(1).sum()), right, seen
+
+    start, top5 = time.perf_counter(), 0
+    right, seen = torch.zeros(2, classes, dtype=torch.int64)
+    for batch_top5, batch_right, batch_seen in shared(count, batches, "accuracy"):
+        top5, right, seen = top5 + batch_top5, right + batch_right, seen + batch_seen
+    n = int(seen.sum())
     if n == 0:
         raise SlimrankError("no images to measure accuracy on; check `data` and `limit`")
     per_class = (right / seen.clamp_min(1)).tolist()
-    return Accuracy(float(right.sum()) / n, top5 / n, n, time.perf_counter() - start, per_class)
+    return Accuracy(int(right.sum()) / n, top5 / n, n, time.perf_counter() - start, per_class)
 
 
 def decisions(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -64,11 +69,13 @@ def decisions(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tenso
 
     Raises SlimrankError without images and when a logit is NaN.
     """
-    chosen = []
-    for images, _ in tqdm(batches, desc="decisions", leave=False, disable=None):
-        logits = predict(images)
+
+    def decide(batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits = predict(batch[0])
         _check_numbers(logits)
-        chosen.append(logits.argmax(1).cpu())
+        return logits.argmax(1).cpu()
+
+    chosen = list(shared(decide, batches, "decisions"))
     if not chosen:
         raise SlimrankError("no images to decide on; check `data` and `limit`")
     return torch.cat(chosen)

@@ -47,6 +47,25 @@ class Outcome:
         return self.by_class.sum(1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """What games cost: `evaluations` of coalitions, each over all `images`; `passes` that were really run; `notes`."""
+
+    evaluations: int = 0
+    images: int = 0
+    passes: int = 0
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def sum(cls, games: "Iterable[Played]") -> "Played":
+        """Of games on the same images."""
+        every = list(games)
+        return cls(
+            evaluations=sum(game.evaluations for game in every), images=every[-1].images if every else 0,
+            passes=sum(game.passes for game in every), notes=tuple(note for game in every for note in game.notes),
+        )  # fmt: skip
+
+
 class Coalitions:
     """The game of one layer on the images of `batches`: (images, labels), read again where `memory` (bytes) is too small.
 
@@ -90,6 +109,11 @@ class Coalitions:
     @property
     def passes(self) -> int:
         return self.suffix.passes
+
+    @property
+    def played(self) -> Played:
+        """What it has cost so far."""
+        return Played(evaluations=self.evaluations, images=self.images, passes=self.passes, notes=tuple(self.notes))
 
     def chunks(self) -> Iterator[Chunk]:
         """All images, as what the layers behind the mask read."""

@@ -1,6 +1,6 @@
 """Second moments of what layers read in one network, by hooks: nothing is traced, a layer called twice counts both calls."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -29,7 +29,7 @@ class Read:
     module each channel is one.
 
     `mean`: whether the layer can take up a mean, in its bias or in a BatchNorm right behind it; `scale` [filters]: of that
-    BatchNorm.
+    BatchNorm. `wanted`: else its positions are drawn, so that those of others are the same, and nothing is counted.
     """
 
     layer: nn.Module
@@ -37,11 +37,14 @@ class Read:
     mean: bool
     scale: Tensor | None = None
     moments: Moments | None = None
+    wanted: bool = True
 
     def add(self, x: Tensor, shape: torch.Size, rows: float, generator: torch.Generator) -> None:
         """Count one call. `shape`: of the output map; `rows`: to sample, an image."""
         conv = isinstance(self.layer, CONVS)
         positions = choose_positions(shape, max(1, round(rows)), generator) if conv else None
+        if not self.wanted:
+            return
         row_bytes = 4 * self.columns.numel() * (len(positions[0]) if positions else prod(shape))
         for part in x.split(max(1, BLOCK_BYTES // max(1, row_bytes))):
             if isinstance(self.layer, Layer):
@@ -76,9 +79,11 @@ class Read:
 
 
 def survey(
-    model: nn.Module, names: dict[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]], images: int, memory: int, seed: int
-) -> Iterator[tuple[str, Read]]:
+    model: nn.Module, names: dict[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]], images: int, memory: int, seed: int,
+    wanted: Container[str] | None = None,
+) -> Iterator[tuple[str, Read]]:  # fmt: skip
     """Yield what each layer in `names` reads; `names[layer]`: the unit of each input channel. Convs must have one group.
+    `wanted`: only these (None: all), as they would be among all.
 
     `batches`: of `images` images in all. They run once, or more often where the moments of all layers are more than `memory`
     bytes. Raises SlimrankError for a layer whose moments alone are more, for activations that are not finite and for layers
@@ -91,6 +96,7 @@ def survey(
             reads[name] = Read(layer, _parts(name, layer, units, memory), layer.bias is not None)
         else:
             reads[name] = Read(layer, torch.arange(len(units))[:, None], True)
+        reads[name].wanted = wanted is None or name in wanted
     generator = torch.Generator().manual_seed(seed)
     for share in _shares(reads, memory):
         training = model.training
@@ -103,6 +109,8 @@ def survey(
         finally:
             model.train(training)
         for name, read in share.items():
+            if not read.wanted:
+                continue
             if read.moments is None:
                 raise SlimrankError(f"layer {name} is not called as a module in the forward pass; rank by another ranker")
             if not bool(torch.isfinite(read.moments.xx).all()):

@@ -5,6 +5,7 @@ from typing import Any
 
 from ...errors import SlimrankError
 from ...evaluate.imagespec import ImageSpec
+from ...processes import alone
 from . import foreign, hf_models, slim_file
 from .contents import is_onnx, is_safetensors, refuse_others
 from .header import Header
@@ -16,8 +17,8 @@ __all__ = ["SEEN", "Checkpoint", "load", "save"]
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
-    """Write a slim checkpoint, whole or not at all."""
-    slim_file.write(checkpoint, path)
+    """Write a slim checkpoint, whole or not at all; of several processes the first does."""
+    alone(lambda: slim_file.write(checkpoint, path))
 
 
 def load(

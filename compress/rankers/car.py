@@ -10,15 +10,15 @@ Where we deviate: accuracy has steps of one image, so equal CARs are common; the
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...errors import SlimrankError
+from ...processes import dealt
 from ..channels.groups import ChannelMap
-from ..coalitions.game import Coalitions
+from ..coalitions.game import Coalitions, Played
 from . import CarOptions
 from .scores import FilterScores
 
@@ -48,43 +48,43 @@ def rank(
     start = time.perf_counter()
     if options.remove is not None and not options.greedy:
         raise SlimrankError(f"`remove` {options.remove} means something only with `greedy`; add it, or leave `remove` out")
-    scores: dict[str, list[float]] = {}
-    ties: dict[str, list[float]] = {}
-    car_by_class: dict[str, list[list[float | None]]] = {}
-    removed: dict[str, list[list[int]]] = {}
-    notes: list[str] = []
-    evaluations = images = passes = 0
-    absent: list[int] = []
-    for name in tqdm(channels.chosen(layers, features=True, masked=True), desc="car", leave=False, disable=None):
+
+    def of_layer(name: str) -> tuple[LayerCar, Played, list[int]]:
         game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory, hard_first=options.greedy)
-        if options.greedy:
-            fixed = channels.group(name).fixed if name != channels.classifier else ()
-            scores[name], ties[name], removed[name] = _greedy(game, options.remove, fixed)
-        else:
-            layer = one_shot(game)
-            scores[name], ties[name], car_by_class[name] = layer.car, layer.ties, layer.by_class
-            absent = (game.class_images == 0).nonzero().flatten().tolist()
-        evaluations, images, passes = evaluations + game.evaluations, game.images, passes + game.passes
-        notes += game.notes
+        fixed = channels.group(name).fixed if name != channels.classifier else ()
+        layer = _greedy(game, options.remove, fixed) if options.greedy else one_shot(game)
+        return layer, game.played, (game.class_images == 0).nonzero().flatten().tolist()
+
+    names = channels.chosen(layers, features=True, masked=True)
+    every = dict(zip(names, dealt(of_layer, names, "car"), strict=True))
+    played = Played.sum(played for _, played, _ in every.values())
+    notes = list(played.notes)
+    absent = [] if options.greedy else next((absent for _, _, absent in every.values()), [])
     if absent:
         few = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
         notes.append(f"no images of {len(absent)} classes ({few}): their car_by_class is null; raise `limit`")
     return FilterScores(
-        ranker="car", scores=scores, evaluations=evaluations, seconds=time.perf_counter() - start, images=images,
-        options={"greedy": options.greedy, "remove": options.remove}, ties=ties, comparable=True,
-        car_by_class=car_by_class or None, notes=notes or None,
-        extra={**({"removed": removed} if removed else {}), "image_passes": passes},
+        ranker="car", scores={name: layer.car for name, (layer, _, _) in every.items()}, evaluations=played.evaluations,
+        seconds=time.perf_counter() - start, images=played.images, comparable=True,
+        options={"greedy": options.greedy, "remove": options.remove}, notes=notes or None,
+        ties={name: layer.ties for name, (layer, _, _) in every.items()},
+        car_by_class=None if options.greedy else {name: layer.by_class for name, (layer, _, _) in every.items()},
+        extra={
+            **({"removed": {name: layer.removed for name, (layer, _, _) in every.items()}} if options.greedy else {}),
+            "image_passes": played.passes,
+        },
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCar:
-    """One-shot CAR of a layer. `car` [units], `by_class` [units][classes] (None for a class without images), and the
-    log-likelihood that each removal costs, `ties` [units]."""
+    """CAR of a layer. `car` [units]; `ties` [units]: the log-likelihood that each removal costs, greedy the order. One-shot
+    `by_class` [units][classes] (None for a class without images); greedy `removed`: [unit, correct images left] in order."""
 
     car: list[float]
-    by_class: list[list[float | None]]
     ties: list[float]
+    by_class: list[list[float | None]] = field(default_factory=list)
+    removed: list[list[int]] = field(default_factory=list)
 
 
 def one_shot(game: Coalitions) -> LayerCar:
@@ -103,15 +103,15 @@ def one_shot(game: Coalitions) -> LayerCar:
     )
 
 
-def _greedy(game: Coalitions, remove: int | None, fixed: tuple[int, ...]) -> tuple[list[float], list[float], list[list[int]]]:
-    """Scores and ties of a layer's units, and the order of removal with the correct images left."""
+def _greedy(game: Coalitions, remove: int | None, fixed: tuple[int, ...]) -> LayerCar:
+    """CAR of every unit once it and all before it are gone."""
     whole = int(game.play(torch.ones(1, game.n)).correct)
     order = backward(game, game.n - 1 if remove is None else remove, fixed)
     scores, ties, worst = [0.0] * game.n, [0.0] * game.n, -1.0
     for place, (unit, correct) in enumerate(order + last(game, [unit for unit, _ in order])):
         worst = max(worst, (whole - correct) / game.images)
         scores[unit], ties[unit] = worst, float(place)
-    return scores, ties, [list(step) for step in order]
+    return LayerCar(car=scores, ties=ties, removed=[list(step) for step in order])
 
 
 def backward(game: Coalitions, rounds: int, fixed: tuple[int, ...] = ()) -> list[tuple[int, int]]:

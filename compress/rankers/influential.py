@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...errors import SlimrankError
+from ...processes import shared
 from ..channels.features import vote
 from ..channels.groups import ChannelMap, Group
 from ..channels.masking import captured
@@ -44,23 +44,27 @@ def rank(
         raise SlimrankError(f"`k1` is {options.k1}, must be at least 1")
     groups = [channels.group(name) for name in channels.chosen(layers)]
     reader = {group.name: channels.readers(group)[-1] for group in groups}
-    responses: dict[str, list[Tensor]] = {group.name: [] for group in groups}
-    batch_labels = []
     model.eval()
     with torch.inference_mode(), captured(model, sorted(set(reader.values()))) as seen:
-        for images, labels in tqdm(batches, desc="influential", leave=False, disable=None):
-            model(images)
-            batch_labels.append(labels.cpu())
-            for group in groups:
-                read = seen[reader[group.name]]
-                linear = isinstance(model.get_submodule(reader[group.name]), nn.Linear)
-                responses[group.name].append(response(read, channels.reads[reader[group.name]], group, linear))
-    if not batch_labels:
+
+        def respond(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor]]:
+            """Labels, and responses of each group."""
+            model(batch[0])
+            return batch[1].cpu(), [
+                response(
+                    seen[reader[group.name]], channels.reads[reader[group.name]], group,
+                    isinstance(model.get_submodule(reader[group.name]), nn.Linear),
+                )
+                for group in groups
+            ]  # fmt: skip
+
+        responses = list(shared(respond, batches, "influential"))
+    if not responses:
         raise SlimrankError("no training images to rank on; check `data`")
-    all_labels = torch.cat(batch_labels)
+    all_labels = torch.cat([labels for labels, _ in responses])
     scores = {}
-    for group in groups:
-        x = torch.cat(responses[group.name])
+    for number, group in enumerate(groups):
+        x = torch.cat([of_groups[number] for _, of_groups in responses])
         votes = vote([(x, all_labels)], classes, min(options.k1 or max(1, round(SHARE * group.units)), group.units))
         mass = votes.mass.sum(0)
         scores[group.name] = (votes.histogram.sum(0) + mass / (mass.max() * 1.001).clamp_min(1e-30)).tolist()

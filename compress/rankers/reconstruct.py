@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...errors import SlimrankError
+from ...processes import count, dealt
 from ..channels.groups import ChannelMap, Group
 from ..layerwise.elimination import Elimination, Reader, Unrepaired, eliminate, ridge_inverse
 from ..layerwise.influence import influence
@@ -52,34 +53,42 @@ def rank(
     images = sum(len(x) for x, _ in batches)
     if not images:
         raise SlimrankError("ranker reconstruct needs images, and there are none; raise `limit`")
+
+    def of_groups(groups: list[Group]) -> dict[str, tuple[list[float], list[float], Curve]]:
+        """Scores, ties and curve of each group, from one pass over the images."""
+        found = {}
+        for group, readers in _problems(model, channels, groups, every_reader, weights, batches, images, options.memory, seed):
+            order, added = eliminate(readers, group.units, group.fixed)
+            errors = [0.0, *accumulate(added)]
+            curve = [[n / group.units, n, error] for n, error in enumerate(errors)]
+            found[group.name] = *_scored(group, order, added, readers), curve
+        return found
+
     groups = [channels.group(name) for name in channels.chosen(layers)]
-    scores: dict[str, list[float]] = {}
-    ties: dict[str, list[float]] = {}
-    curves: dict[str, Curve] = {}
-    for group, readers in _problems(model, channels, groups, batches, images, options.memory, seed):
-        order, added = eliminate(readers, group.units, group.fixed)
-        scores[group.name], ties[group.name] = _scored(group, order, added, readers)
-        errors = [0.0, *accumulate(added)]
-        curves[group.name] = [[n / group.units, n, error] for n, error in enumerate(errors)]
-    names = [group.name for group in groups]
+    reading = {name for group in groups for name in _reading(model, channels, group)}
+    every_reader = {name: units for name, units in channels.reads.items() if name in reading}
+    weights = _influence(model, list(every_reader), batches, seed)
+    parts = [groups[number :: count()] for number in range(min(count(), len(groups)))]
+    every = {name: row for part in dealt(of_groups, parts) for name, row in part.items()}
+    rows = {group.name: every[group.name] for group in groups}
     return FilterScores(
-        ranker="reconstruct", scores={name: scores[name] for name in names}, estimated=True,
-        seconds=time.perf_counter() - start, images=images, seed=seed, ties=ties, comparable=True,
-        error={name: curves[name] for name in names},
+        ranker="reconstruct", scores={name: row[0] for name, row in rows.items()}, estimated=True,
+        seconds=time.perf_counter() - start, images=images, seed=seed, ties={name: row[1] for name, row in rows.items()},
+        comparable=True, error={name: row[2] for name, row in rows.items()},
     )  # fmt: skip
 
 
 def _problems(
-    model: nn.Module, channels: ChannelMap, groups: list[Group], batches: Iterable[tuple[Tensor, Tensor]],
-    images: int, memory: int, seed: int,
+    model: nn.Module, channels: ChannelMap, groups: list[Group], names: dict[str, Tensor], weights: dict[str, float],
+    batches: Iterable[tuple[Tensor, Tensor]], images: int, memory: int, seed: int,
 ) -> Iterator[tuple[Group, list[Reader]]]:  # fmt: skip
-    """Yield each group with those that read it, as soon as the last of them is surveyed."""
-    waits = {group.name: [name for name in channels.readers(group) if _weighs(model, name)] for group in groups}
+    """Yield each group with those that read it, as soon as the last of them is surveyed. `names`: all layers that read, of
+    these groups or others; `weights`: of their costs."""
+    waits = {group.name: _reading(model, channels, group) for group in groups}
+    wanted = {name for waiting in waits.values() for name in waiting}
     readers: dict[str, list[Reader]] = {group.name: [] for group in groups}
-    names = {name: units for name, units in channels.reads.items() if any(name in waiting for waiting in waits.values())}
-    weights = _influence(model, list(names), batches, seed)
     with tqdm(total=len(groups), desc="reconstruct", leave=False, disable=None) as bar:
-        for name, read in survey(model, names, batches, images, memory, seed):
+        for name, read in survey(model, names, batches, images, memory, seed, wanted):
             reading = [group for group in groups if name in waits[group.name]]
             for group, reader in _readers(read, channels.reads[name], reading, weights[name]):
                 readers[group.name].append(reader)
@@ -103,6 +112,11 @@ def _influence(model: nn.Module, names: list[str], batches: Iterable[tuple[Tenso
         return influence(model, names, torch.cat(images), seed)
     finally:
         model.train(training)
+
+
+def _reading(model: nn.Module, channels: ChannelMap, group: Group) -> list[str]:
+    """The layers that read a group and lose something with it."""
+    return [name for name in channels.readers(group) if _weighs(model, name)]
 
 
 def _weighs(model: nn.Module, name: str) -> bool:

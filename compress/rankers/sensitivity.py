@@ -10,11 +10,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ...processes import dealt
 from ..channels.groups import ChannelMap
 from ..coalitions import MEMORY
-from ..coalitions.game import Coalitions
+from ..coalitions.game import Coalitions, Played
 from .scores import Curve, FilterScores
 
 CUT_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
@@ -38,13 +38,9 @@ def sensitivity(
     The accuracy is that of the masked network, which is the sliced one's. `batches`: images not tested on.
     """
     start = time.perf_counter()
-    curves: dict[str, Curve] = {}
-    scores: dict[str, list[float]] = {}
-    ties: dict[str, list[float]] = {}
-    notes: list[str] = []
-    evaluations = images = 0
-    names = [name for name in channels.chosen(layers, masked=True) if name in ranked.scores]
-    for name in tqdm(names, desc="sensitivity", leave=False, disable=None):
+
+    def of_layer(name: str) -> tuple[Curve, list[float], list[float], Played]:
+        """The curve, the scores and ties of the units, and what it took."""
         group = channels.group(name)
         order = [unit for unit in ranked.order(name) if unit not in group.fixed]
         most = group.units - max(1, len(group.fixed))
@@ -54,18 +50,20 @@ def sensitivity(
             masks[row, order[:n]] = False
         game = Coalitions(model, channels, name, batches, classes=classes, memory=memory)
         tops = (game.play(masks).correct.double() / game.images).tolist()
-        curves[name] = [[n / group.units, n, top] for n, top in zip(counts, tops, strict=True)]
         lost = _lost(counts, tops)
-        scores[name] = [max(lost)] * group.units
-        ties[name] = [float(group.units)] * group.units
+        scores, ties = [max(lost)] * group.units, [float(group.units)] * group.units
         for place, unit in enumerate(order):
-            scores[name][unit], ties[name][unit] = lost[min(place, most - 1)], float(place)
-        evaluations, images = evaluations + game.evaluations, game.images
-        notes += game.notes
+            scores[unit], ties[unit] = lost[min(place, most - 1)], float(place)
+        return [[n / group.units, n, top] for n, top in zip(counts, tops, strict=True)], scores, ties, game.played
+
+    names = [name for name in channels.chosen(layers, masked=True) if name in ranked.scores]
+    every = dict(zip(names, dealt(of_layer, names, "sensitivity"), strict=True))
+    played = Played.sum(row[3] for row in every.values())
     return FilterScores(
-        ranker=f"sensitivity of {ranked.ranker}", scores=scores, estimated=True, evaluations=evaluations,
-        seconds=time.perf_counter() - start, images=images, seed=ranked.seed, options={"ranker": ranked.ranker}, ties=ties,
-        comparable=True, sensitivity=curves, notes=notes or None,
+        ranker=f"sensitivity of {ranked.ranker}", scores={name: row[1] for name, row in every.items()}, estimated=True,
+        evaluations=played.evaluations, seconds=time.perf_counter() - start, images=played.images, seed=ranked.seed,
+        options={"ranker": ranked.ranker}, ties={name: row[2] for name, row in every.items()}, comparable=True,
+        sensitivity={name: row[0] for name, row in every.items()}, notes=list(played.notes) or None,
     )  # fmt: skip
 
 

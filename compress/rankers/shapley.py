@@ -16,11 +16,11 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...errors import SlimrankError, near
+from ...processes import dealt
 from ..channels.groups import ChannelMap
-from ..coalitions.game import Coalitions
+from ..coalitions.game import Coalitions, Played
 from ..coalitions.powerset import POWER_SET, power_set
 from . import ShapleyOptions
 from .scores import FilterScores
@@ -60,18 +60,20 @@ def rank(
     _check_options(options)
     samples = SAMPLES if options.samples is None else options.samples
     size = 2 if options.coalition_size is None else options.coalition_size
-    generator = torch.Generator().manual_seed(seed)
-    values: dict[str, LayerValues] = {}
-    notes: list[str] = []
-    evaluations = images = passes = 0
-    for name in tqdm(channels.chosen(layers, features=True, masked=True), desc="shapley", leave=False, disable=None):
+
+    def of_layer(name: str) -> tuple[LayerValues, Played]:
         game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
-        notes += game.notes
-        layer = values[name] = _values(game, options, samples, size, generator)
+        layer = _values(game, options, samples, size, torch.Generator().manual_seed(seed))
         if options.tolerance is not None and not float(layer.half_width.max()) <= options.tolerance:
             reached = f"{float(layer.half_width.max()):.3g} after {layer.samples} samples"
-            notes.append(f"{name}: `tolerance` {options.tolerance} not reached, it is {reached}; raise `samples`")
-        evaluations, images, passes = evaluations + game.evaluations, game.images, passes + game.passes
+            game.notes.append(f"{name}: `tolerance` {options.tolerance} not reached, it is {reached}; raise `samples`")
+        return layer, game.played
+
+    names = channels.chosen(layers, features=True, masked=True)
+    every = dealt(of_layer, names, "shapley")
+    values = {name: layer for name, (layer, _) in zip(names, every, strict=True)}
+    played = Played.sum(played for _, played in every)
+    notes = list(played.notes)
     confidence = {
         name: [None if math.isnan(width) else width for width in layer.half_width.tolist()] for name, layer in values.items()
     }
@@ -80,8 +82,8 @@ def rank(
         notes.insert(0, f"95 % confidence intervals are within +-{widest:.3g}; `samples` or `tolerance` narrow them")
     return FilterScores(
         ranker="shapley", scores={name: layer.value.tolist() for name, layer in values.items()},
-        estimated={layer.estimator for layer in values.values()} != {"exact"}, evaluations=evaluations,
-        seconds=time.perf_counter() - start, images=images, seed=seed, comparable=True, notes=notes or None,
+        estimated={layer.estimator for layer in values.values()} != {"exact"}, evaluations=played.evaluations,
+        seconds=time.perf_counter() - start, images=played.images, seed=seed, comparable=True, notes=notes or None,
         options={
             "estimator": options.estimator, "samples": samples, "tolerance": options.tolerance, "coalition_size": size,
         },
@@ -91,7 +93,7 @@ def rank(
             "estimator": {name: layer.estimator for name, layer in values.items()},
             "confidence": confidence,
             "samples": {name: layer.samples for name, layer in values.items()},
-            "image_passes": passes,
+            "image_passes": played.passes,
         },
     )  # fmt: skip
 

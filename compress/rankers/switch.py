@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, kl_divergence
-from tqdm import tqdm
 
 from ...errors import SlimrankError
+from ...processes import dealt
 from ..channels.groups import ChannelMap
-from ..coalitions.game import Coalitions
+from ..coalitions.game import Coalitions, Played
 from . import SwitchOptions
 from .scores import FilterScores
 
@@ -58,21 +58,22 @@ def rank(
     for parameter, value, most in (("lr", options.lr, 10), ("alpha0", options.alpha0, 1000)):
         if not 0 < value <= most:
             raise SlimrankError(f"`{parameter}` is {value}, must lie between 0 and {most}")
-    torch.manual_seed(seed)
-    scores: dict[str, list[float]] = {}
-    curve: dict[str, list[float]] = {}
-    notes: list[str] = []
-    evaluations = images = 0
-    for name in tqdm(channels.chosen(layers, features=True, masked=True), desc="switch", leave=False, disable=None):
+
+    def of_layer(name: str) -> tuple[list[float], list[float], Played]:
+        """Scores of the units, the learning curve, and what it took."""
+        torch.manual_seed(seed)
         game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
-        notes += game.notes
-        phi, curve[name] = learn(game, options)
-        scores[name] = (phi / phi.sum()).tolist()
-        evaluations, images = evaluations + options.epochs, game.images
+        phi, curve = learn(game, options)
+        return (phi / phi.sum()).tolist(), curve, game.played
+
+    names = channels.chosen(layers, features=True, masked=True)
+    every = dict(zip(names, dealt(of_layer, names, "switch"), strict=True))
+    played = Played.sum(row[2] for row in every.values())
     return FilterScores(
-        ranker="switch", scores=scores, estimated=True, evaluations=evaluations, seconds=time.perf_counter() - start,
-        images=images, seed=seed, options={key: value for key, value in asdict(options).items() if key != "memory"},
-        extra={"curve": curve}, notes=notes,
+        ranker="switch", scores={name: row[0] for name, row in every.items()}, estimated=True, images=played.images,
+        evaluations=options.epochs * len(names), seconds=time.perf_counter() - start, seed=seed,
+        options={key: value for key, value in asdict(options).items() if key != "memory"},
+        extra={"curve": {name: row[1] for name, row in every.items()}}, notes=list(played.notes),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ...clone import clone
 from ...errors import SlimrankError
+from ...processes import shared
 from ..channels.groups import ChannelMap, Group
 from ..network.resize import CONVS
 from .scores import FilterScores
@@ -65,10 +66,11 @@ def rank(
     model = clone(model).eval().requires_grad_(criterion == "taylor")
     if criterion == "taylor":
         assert batches is not None
-        model.zero_grad()
-        for x, labels in tqdm(batches, desc="taylor", leave=False, disable=None):
-            torch.autograd.backward(F.cross_entropy(model(x), labels, reduction="sum"))
-            images += len(labels)
+        for gradients, n in shared(partial(_gradients, model), batches, "taylor", at_once=1):
+            images += n
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         if not images:
             raise SlimrankError("no images to rank on; check `data` and `limit`")
     scores, silent = {}, []
@@ -86,6 +88,12 @@ def rank(
         ranker=criterion, scores=scores, estimated=criterion == "taylor", evaluations=int(images > 0),
         seconds=time.perf_counter() - start, images=images, notes=[f"{note}, left out"] if silent else None,
     )  # fmt: skip
+
+
+def _gradients(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor | None, ...], int]:
+    """Of the summed cross-entropy, by parameter; and the number of images."""
+    loss = F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
+    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True), len(batch[1])
 
 
 taylor, bn_scale, fpgm, lamp = (partial(rank, name) for name in CRITERIA)

@@ -10,6 +10,7 @@ from typing import Any
 from ... import __version__
 from ...errors import SlimrankError
 from ...files import read_json, ready, write_json
+from ...processes import alone
 from ..network.hf_models import weights
 
 IDENTITY = "asked.json"
@@ -56,9 +57,13 @@ def beside(out: Path, asked: dict[str, Any]) -> Place:
     place = Place(out.with_name(f"{out.name}.part"))
     known = place.at(IDENTITY)
     anew = f"remove the folder {place.folder} to start anew, or go on with the settings it was started with"
-    if known.exists() and (other := difference(read_json(known, "the state in", anew), asked)):
-        raise SlimrankError(f"{place.folder} is of an interrupted run with {other}; {anew}")
-    ready(known)
-    if not known.exists():
-        write_json(known, asked)
+
+    def take() -> None:
+        if known.exists() and (other := difference(read_json(known, "the state in", anew), asked)):
+            raise SlimrankError(f"{place.folder} is of an interrupted run with {other}; {anew}")
+        ready(known)
+        if not known.exists():
+            write_json(known, asked)
+
+    alone(take)
     return place

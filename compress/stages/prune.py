@@ -8,6 +8,7 @@ from torch import nn
 
 from ...evaluate.data import Data
 from ...evaluate.macs import Macs, count
+from ...processes import alone
 from ..channels import channels_of
 from ..network.checkpoint import Checkpoint, load, save
 from ..pruning import surgery
@@ -105,9 +106,13 @@ class _Job:
     def cut(self, checkpoint: Checkpoint, scores: FilterScores, cut: Cut) -> Repaired:
         """Cut once and repair the cut, without training."""
         o, channels, example = self.options, channels_of(checkpoint), checkpoint.example(2)
-        if self.costs is None:
-            self.costs = costs_for(cut, checkpoint.model, channels, example, o.clock)
-        chosen = plan(checkpoint.model, channels, scores, cut, example, costs=self.costs, timing=o.clock)
+
+        def chosen_by_the_clock() -> PruningPlan:
+            if self.costs is None:
+                self.costs = costs_for(cut, checkpoint.model, channels, example, o.clock)
+            return plan(checkpoint.model, channels, scores, cut, example, costs=self.costs, timing=o.clock)
+
+        chosen = alone(chosen_by_the_clock)
         smaller = surgery.apply_plan(checkpoint.model, channels, chosen, example)
         return repair(checkpoint.model, channels, chosen, smaller, self.data, o)
 
@@ -251,9 +256,9 @@ def _step(job: _Job, current: Checkpoint, scores: FilterScores | None, number: i
     reached = 1.0
     if number:
         dense = job.given
-        reached = reached_by(
-            o.cut, dense.model, channels_of(dense), current.model, keep, dense.example(2), o.clock
-        )  # fmt: skip
+        reached = alone(
+            lambda: reached_by(o.cut, dense.model, channels_of(dense), current.model, keep, dense.example(2), o.clock)
+        )
     cut = job.cut(current, scores, o.cut.step(number, o.steps, reached))
     return cut, {name: [keep[name][i] for i in kept] if name in keep else kept for name, kept in cut.plan.keep.items()}
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...evaluate.accuracy import predictor
 from ...evaluate.data import Data, Images
+from ...processes import alone
 from ..channels.groups import ChannelMap
 from ..network.device import on
 from ..pruning.plan import PruningPlan
@@ -107,7 +108,7 @@ def repair(
         notes += [done.note] if done.note else []
     taken = list(ways)[-1]
     if not (options.recalibrate or options.reconstruct) and len(ways) > 1:
-        errors = logit_errors(dense, ways, held_out(images), options.device)
+        errors = alone(lambda: logit_errors(dense, ways, held_out(images), options.device))
         usual, taken = taken, min(errors, key=lambda way: errors[way])
         if taken != usual:
             notes.append(

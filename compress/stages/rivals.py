@@ -10,6 +10,7 @@ from torch import nn
 from ...evaluate.data import Data
 from ...evaluate.macs import count
 from ...export.to_onnx import export, size
+from ...processes import alone
 from ..channels import channels_of
 from ..network.checkpoint import Checkpoint
 from ..pruning.select import uniform
@@ -59,7 +60,7 @@ def rivals(
     def trained(model: nn.Module, recipe: Recipe, name: str, label: str, file: str) -> Rival:
         model, training = train(model, images, data.validation, recipe, keep_start=checkpoint.judged_fairly(data))
         if file != dense_file:
-            export(model, checkpoint.example(), folder / file, {})
+            alone(lambda: export(model, checkpoint.example(), folder / file, {}))
         return Rival(
             name=name, model=label, top1=accuracy_on(model, data.split("test"), classes, recipe.device).top1,
             macs=count(model, checkpoint.preprocessing.shape).macs, seconds=training.seconds, file=file,

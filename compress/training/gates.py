@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ..channels.features import features
 from ..channels.groups import ChannelMap, stays
+from .parallel import averaged_over_processes
 from .recipe import Csg
 
 RATE = 100.0
@@ -63,6 +64,7 @@ class Gates:
     def after_step(self, lr: float) -> None:
         """Step the gates by their own gradient, then project them."""
         if self.values.grad is not None:
+            averaged_over_processes([self.values.grad])
             self.values -= RATE * lr * self.values.grad
             self.values.grad = None
         self.values.copy_(projected(self.values))

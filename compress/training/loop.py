@@ -18,6 +18,7 @@ from ...evaluate.dataspec import needs_labels
 from .augment import augmented
 from .average import averaged
 from .judge import Judge
+from .parallel import agreed, averaged_over_processes, check_batch, parallel, rows, summed, too_small, weight
 from .recipe import Recipe
 from .regularisers import Regulariser, regularisers
 from .result import Settings, Training
@@ -57,7 +58,9 @@ def train(
     if teacher is not None:
         teacher = clone(teacher).to(recipe.device).to(memory_format=torch.channels_last).eval()
     example = torch.zeros(1, *images.preprocessing.shape, device=recipe.device)
-    run = TrainingRun(student, images, validation, recipe, teacher, keep_best, regularisers(student, recipe, example, gates))
+    joining = regularisers(student, recipe, example, gates)
+    forward = parallel(student, recipe, example)
+    run = TrainingRun(student, images, validation, recipe, teacher, keep_best, joining, forward)
     name, state = "", None
     if progress is not None:
         name = run_identity(recipe, (keep_best, keep_start), (images, validation), (model, teacher), gates)
@@ -127,13 +130,15 @@ class TrainingRun:
 
     def __init__(
         self, model: nn.Module, images: Images, validation: Images | None, recipe: Recipe, teacher: nn.Module | None,
-        keep_best: bool, regularisers: list[Regulariser],
+        keep_best: bool, regularisers: list[Regulariser], forward: nn.Module | None = None,
     ):  # fmt: skip
         self.model, self.images, self.recipe = model, images, recipe
+        self.forward = model if forward is None else forward
         self.teacher, self.regularisers = teacher, regularisers
         self.began = time.perf_counter()
         self.settings = settings(recipe, images, teacher is not None)
         self.generator = torch.Generator().manual_seed(recipe.seed)
+        check_batch(min(self.settings.batch, len(images)))
         self.batches = math.ceil(len(images) / self.settings.batch)
         self.steps = math.ceil(self.batches / recipe.accumulate)
         self.optimizer, self.schedule = optimizer_and_schedule(model, recipe, self.steps)
@@ -155,31 +160,34 @@ class TrainingRun:
         """Train on all images once, then validate. Raises SlimrankError when the loss is no longer finite."""
         recipe, number = self.recipe, len(self.losses) + 1
         active = [regulariser for regulariser in self.regularisers if regulariser.active(number - 1)]
-        self.model.train()
-        total = 0.0
-        crops = self.settings.augment.startswith("crop")
+        self.forward.train()
+        agreed(self.generator)
+        total, n = 0.0, len(self.images)
+        crops, batch = self.settings.augment.startswith("crop"), self.settings.batch
+        batches = self.images.batches(batch, shuffle=self.generator, device=recipe.device, crops=crops, rows=rows())
+        usable = n - (n % batch if too_small(n % batch) else 0)
         bar = tqdm(
-            self.images.batches(self.settings.batch, shuffle=self.generator, device=recipe.device, crops=crops),
-            desc=f"epoch {number}/{recipe.epochs}", total=self.batches, leave=False, disable=None,
+            batches[: math.ceil(usable / batch)], desc=f"epoch {number}/{recipe.epochs}", leave=False, disable=None
         )  # fmt: skip
-        usable = len(self.images) - (len(self.images) % self.settings.batch == 1)
-        group = recipe.accumulate * self.settings.batch
+        group = recipe.accumulate * batch
         seen = 0
         for x, labels in bar:
-            if len(x) < 2:  # BatchNorm cannot train on one image
-                continue
-            share = len(x) / min(group, usable - seen // group * group)
-            total, seen = total + self.gradients(x, labels, active, share) * len(x), seen + len(x)
+            size = min(batch, usable - seen)
+            share = size / min(group, usable - seen // group * group)
+            total, seen = total + self.gradients(x, labels, active, size, share) * len(x), seen + size
             if seen % group == 0 or seen == usable:
                 self.step(active)
-        self.losses.append(total / len(self.images))
+        self.losses.append(summed(total) / n)
+        averaged_over_processes((*self.model.buffers(), *(() if self.average is None else self.average.buffers())))
         if not math.isfinite(self.losses[-1]):
             raise SlimrankError(f"training diverged in epoch {number} (loss {self.losses[-1]}); {recipe.remedy}")
         self.judge.epoch(self.learner)
 
-    def gradients(self, x: Tensor, labels: Tensor, active: list[Regulariser], share: float) -> float:
-        """Add the gradients of a batch, which is this share of a step's images; gives its loss."""
-        x = augmented(x, self.settings.augment, self.generator).contiguous(memory_format=torch.channels_last)
+    def gradients(self, x: Tensor, labels: Tensor, active: list[Regulariser], size: int, share: float) -> float:
+        """Add the gradients of this process's part of a batch of `size` images, which are this share of a step's; gives its
+        loss."""
+        x = augmented(x, self.settings.augment, self.generator, size, rows()).contiguous(memory_format=torch.channels_last)
+        share *= weight(len(x), size)
         with ExitStack() as contexts:
             seen = [contexts.enter_context(regulariser.context(labels)) for regulariser in active]
             loss = self.loss(x, labels)
@@ -204,7 +212,7 @@ class TrainingRun:
         taught: Tensor | None = None
         half = self.settings.precision == "bf16"
         with torch.autocast(torch.device(recipe.device).type, torch.bfloat16, enabled=half):
-            logits = self.model(x)
+            logits = self.forward(x)
             if self.teacher is not None:
                 with torch.no_grad():
                     taught = self.teacher(x)

@@ -83,8 +83,10 @@ class Recipe:
     where there is a teacher: cross-entropy against its softened logits (Hinton et al. 2015, temperature 4). `batch`: images at
     once (default: 128, 32 where there are fewer than 5,000 images, so that an epoch has enough steps). `accumulate`: batches a
     step; their gradients add up as if they were one, but for BatchNorm's statistics. `ema`: decay of an exponential moving
-    average of the weights, which is validated and kept in place of the last ones (average.py). `block_norm` acts in
-    place of weight decay. With `block_norm` or `csg`, the last epoch's weights are the result: what they are for comes late.
+    average of the weights, which is validated and kept in place of the last ones (average.py). `sync_batchnorm`: of several
+    processes (parallel.py) each takes its part of a batch; statistics are those of the whole batch, not of the part.
+    `block_norm` acts in place of weight decay. With `block_norm` or `csg`, the last epoch's weights are the result: what they
+    are for comes late.
     """
 
     epochs: int = option(5, "passes over the training images (default {default})")
@@ -96,6 +98,7 @@ class Recipe:
     teacher_share: float = option(0.5, "of the loss (default 0.5)")
     accumulate: int = option(1, "batches whose gradients add up to one step (default 1)")
     ema: float | None = option(None, "keep a moving average of the weights with this decay, as 0.999", metavar="DECAY")
+    sync_batchnorm: bool = option(False, "BatchNorm over the whole batch where several processes share it (CUDA only)")
     seed: int = option(0)
     device: str = option("cpu")
     batch: int | None = None
@@ -123,6 +126,10 @@ class Recipe:
             raise SlimrankError(f"`ema` is {self.ema}, must lie between 0 and 1; 0.999 is usual, 0.99 for few steps")
         if self.ema is not None and self.keeps_last:
             raise SlimrankError("`ema` keeps averaged weights; with `block_norm` or `csg` the last ones are kept, leave it out")
+        if self.sync_batchnorm and self.device == "cpu":
+            raise SlimrankError("`sync_batchnorm`: PyTorch has it on CUDA only; leave it out, or add `device` cuda")
+        if self.sync_batchnorm and self.keeps_last:
+            raise SlimrankError("`block_norm` and `csg` watch the network's own layers; leave `sync_batchnorm` out")
         if self.patience is not None and self.patience < 1:
             raise SlimrankError(f"`patience` is {self.patience}, must be at least 1 epoch")
         if self.block_norm is not None:

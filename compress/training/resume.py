@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ...evaluate.data import Images
 from ...files import whole
+from ...processes import alone
 from ..network.pickled import read_pickle
 from .recipe import Recipe
 
@@ -38,10 +39,14 @@ def run_identity(
 
 def leave(path: Path, run: str, state: dict[str, Any]) -> None:
     """Replace the progress file by the state of the run named `run`, at once or not at all."""
-    packed = io.BytesIO()  # torch.save() tells a full disk as an error of its own
-    torch.save({"run": run, **state}, packed)
-    with whole(path) as temporary:
-        temporary.write_bytes(packed.getbuffer())
+
+    def write() -> None:
+        packed = io.BytesIO()  # torch.save() tells a full disk as an error of its own
+        torch.save({"run": run, **state}, packed)
+        with whole(path) as temporary:
+            temporary.write_bytes(packed.getbuffer())
+
+    alone(write)
 
 
 def take_up(path: Path, run: str) -> dict[str, Any] | None:

@@ -1,8 +1,9 @@
 """One split's images: decoded when they are used, cached where they are few, served in batches."""
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from .random_crop import random_crop
 CACHE_BYTES = 2**30  # a split that decodes to less is decoded once
 THREADS = 4  # that decode in a process
 DECODED = 250  # images at once, where nothing else is asked for
+EVERY = slice(None)
 
 Picture = str | Path | np.ndarray  # a file, or uint8 [height, width(, 3)]
 
@@ -102,13 +104,14 @@ class Images:
             yield from decoded(self.read_batch, batches, self.workers)
 
     def batches(
-        self, size: int = DECODED, *, shuffle: torch.Generator | None = None, device: str = "cpu", crops: bool = False
-    ) -> "Batches":
+        self, size: int = DECODED, *, shuffle: torch.Generator | None = None, device: str = "cpu", crops: bool = False,
+        rows: slice = EVERY,
+    ) -> "Batches":  # fmt: skip
         """Normalised float32 images [<= size, channels, height, width] and labels; in order unless `shuffle` is given.
 
-        `crops`: random ones, drawn with `shuffle`, other ones in each pass.
+        `crops`: random ones, drawn with `shuffle`, other ones in each pass. `rows`: of each batch; the others are not decoded.
         """
-        return Batches(self, size, shuffle, device, crops)
+        return Batches(self, size, shuffle, device, crops, rows)
 
 
 @dataclass(frozen=True)
@@ -120,12 +123,22 @@ class Batches:
     shuffle: torch.Generator | None
     device: str
     crops: bool = False
+    rows: slice = field(default_factory=lambda: EVERY)
+    chosen: slice = field(default_factory=lambda: EVERY)
+
+    def __len__(self) -> int:
+        return len(range(math.ceil(len(self.images) / self.size))[self.chosen])
+
+    def __getitem__(self, chosen: slice) -> "Batches":
+        """Some of the batches, as of a list; the others are not decoded."""
+        assert self.chosen == EVERY
+        return replace(self, chosen=chosen)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.images)
         order = torch.arange(n) if self.shuffle is None else torch.randperm(n, generator=self.shuffle)
         seeds = torch.randint(2**62, (n,), generator=self.shuffle) if self.crops else None
-        parts = torch.split(order, self.size)
+        parts = [part[self.rows] for part in torch.split(order, self.size)[self.chosen]]
         for part, pixels in zip(parts, self.images.stream(parts, seeds), strict=True):
             x = self.images.preprocessing.normalise(pixels.to(self.device))
             yield x, self.images.labels[part].to(self.device)

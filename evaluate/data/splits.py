@@ -55,6 +55,17 @@ class Data:
                     digest.update(repr(told).encode())
         return digest.hexdigest()
 
+    @property
+    def listing(self) -> str:
+        """A hash of every picture's name and size; the same on machines that have copies of the files."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for images in (self.train, self.validation, self.test):
+            for picture in images.pictures if images is not None else ():
+                if isinstance(picture, (str, Path)):
+                    size = os.path.getsize(picture) if os.path.exists(picture) else None
+                    digest.update(repr((os.fsencode(picture), size)).encode())
+        return digest.hexdigest()[:12]
+
     def classes_for(self, what: str) -> list[str]:
         """The class names; raises SlimrankError, which says that `what` needs labels, where there are none."""
         if self.classes is None:
