@@ -33,7 +33,8 @@ def hush() -> None:
     """Send what this process prints nowhere, from here on; what it says last is heard (`last_word`)."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        STREAMS.setdefault(stream, os.dup(stream))
+        if stream not in STREAMS:
+            STREAMS[stream] = os.dup(stream)
         os.dup2(nowhere, stream)
     os.close(nowhere)
 
@@ -143,8 +144,10 @@ def last_word(error: BaseException, line: str, goes_on: str = "") -> str:
         return line
     try:
         told = _told(job, error, line, goes_on)
-        if not job.rank and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # it keeps the store: others look there
-            _until(lambda: all(_word(job, rank) is not None or _gone(job, rank) for rank in range(1, job.count)), ANSWER)
+        job.store.set(f"told {job.rank}", "")
+        if not job.rank and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # it keeps the store, where others look
+            others = range(1, job.count)
+            _until(lambda: all(job.store.check([f"told {rank}"]) or _gone(job, rank) for rank in others), ANSWER)
     except RuntimeError:  # the store is gone, with the process that kept it
         told = f"{_died(job, 0, goes_on)}" if job.rank == 1 else ""
     if told:

@@ -18,21 +18,19 @@ TRAIN = "train --model lenet5 --model-arg widths=[4,6,9,10] --size 16 --data dig
 SAME = {  # commands whose result is the same to the bit, whatever number of processes there are
     "evaluate": "evaluate {ckpt} --data digits --split train",
     "car": "rank {ckpt} --ranker car --data digits --limit 150 -o {out}/car.json",
-    "greedy car": "rank {ckpt} --ranker car --greedy --remove 3 --data digits --limit 60 -o {out}/greedy.json",
+    "greedy car": "rank {ckpt} --ranker car --greedy --remove 2 --data digits --limit 30 -o {out}/greedy.json",
     "shapley": "rank {ckpt} --ranker shapley --samples 1 --data digits --limit 60 -o {out}/shapley.json",
     "switch": "rank {ckpt} --ranker switch --epochs 1 --sampled --data digits --limit 100 -o {out}/switch.json",
-    "taylor": "rank {ckpt} --ranker taylor --data digits --limit 700 -o {out}/taylor.json",
+    "taylor": "rank {ckpt} --ranker taylor --data digits --limit 600 -o {out}/taylor.json",
     "influential": "rank {ckpt} --ranker influential --data digits -o {out}/influential.json",
     "reconstruct": "rank {ckpt} --ranker reconstruct --data digits --limit 100 -o {out}/reconstruct.json",
-    "fpgm": "rank {ckpt} --ranker fpgm -o {out}/fpgm.json",
     "sensitivity": "sensitivity {ckpt} --data digits --limit 100 -o {out}/sensitivity.json",
-    "sensitivity --error": "sensitivity {ckpt} --error --data digits --limit 100 -o {out}/error.json",
     "prune": "prune {ckpt} --ranker car --macs 0.5 --data digits --limit 300 -o {out}/prune.safetensors",
 }
 NEAR = {  # training: a batch's gradient is summed in another order
     "train": f"{TRAIN} --epochs 2 -o {{out}}/train.safetensors",
     "finetune": "finetune {ckpt} --data digits --epochs 1 -o {out}/finetune.safetensors",
-    "compress": "compress {ckpt} --data digits --epochs 1 --batch 1 --limit 300 --head linear -o {out}/run",
+    "compress": "compress {ckpt} --data digits --epochs 1 --batch 1 --limit 200 --head linear --no-reconstruct -o {out}/run",
 }
 REFUSED = {
     "other options": (
@@ -182,7 +180,7 @@ def worker(launcher, rank):
 
 def test_a_worker_is_killed_under_torchrun_and_one_process_goes_on(tmp_path, capsys):
     out = tmp_path / "net.safetensors"
-    words = [*TRAIN.split(), "--epochs", "12", "-o", str(out)]
+    words = [*TRAIN.split(), "--epochs", "6", "-o", str(out)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "slimrank", *words]
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 200
@@ -196,4 +194,4 @@ def test_a_worker_is_killed_under_torchrun_and_one_process_goes_on(tmp_path, cap
     assert "`slimrank train` goes on when run again, in any number of processes" in lines[0]
     assert not out.exists()
     assert main(words) == 0
-    assert "12 epochs" in capsys.readouterr().out
+    assert "6 epochs" in capsys.readouterr().out

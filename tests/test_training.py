@@ -314,6 +314,7 @@ def test_a_recipe_is_read_without_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert list(options(Recipe)) == [
         "epochs", "lr", "augment", "label_smoothing", "patience", "precision", "teacher_share", "accumulate", "ema",
+        "sync_batchnorm",
         "seed", "device",
     ]  # fmt: skip
 
