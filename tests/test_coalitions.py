@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimrank.compress.channels.tracing import channel_map
+from slimrank.compress.coalitions import activations, powerset
 from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.coalitions.powerset import bits, power_set
+from slimrank.compress.coalitions.sites import Site
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.errors import SlimrankError
@@ -136,6 +138,7 @@ def test_a_network_that_cannot_be_traced_runs_whole():
     assert "cannot be split here" in game.notes[0]
     masks = torch.rand(3, game.n, generator=torch.Generator().manual_seed(2)) < 0.6
     same(game, model, channels, "stem", [(x, labels)], masks)
+    assert (game.evaluations, game.passes) == (3, 3 * 8)
 
 
 def test_splitting_leaves_the_model_alone(real):
@@ -146,6 +149,131 @@ def test_splitting_leaves_the_model_alone(real):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
     assert not any(p.requires_grad for p in game.split.after.parameters())
+
+
+# -- memory, chunks and counters, on a network small enough to know every number ------------------------------------------
+
+IMAGE, PART = 4 * 4 * 4 * 8, 4 * 5 * 2 * 2 * 8  # bytes an image: what crosses over, and what four units add behind it
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Game of the four filters of a first conv, on 30 images in chunks of eight: fn(memory, ...)."""
+    monkeypatch.setattr(activations, "CHUNK_BYTES", 1)
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3), torch.nn.ReLU(), torch.nn.Flatten()]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(20, 3)).double()
+    x, labels = torch.randn(30, 1, 6, 6, dtype=torch.float64), torch.arange(30) % 3
+    channels = channel_map(model, x[:1])
+    batches = [*zip(x.split([1, 13, 16]), labels.split([1, 13, 16]), strict=True)]
+
+    def game(memory=2**30, **options):
+        return Coalitions(model, channels, "0", batches, classes=3, memory=memory, dtype=torch.float64, **options)
+
+    game.model, game.channels, game.batches, game.labels = model, channels, batches, labels
+    return game
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 4])
+def test_images_that_do_not_fit_the_memory_are_run_again(small, kept):
+    game = small(IMAGE * min(8 * kept, 30))
+    whole = list(small().chunks())
+    for _ in range(2):
+        chunks = list(game.chunks())
+        assert [len(chunk) for chunk in chunks] == [8, 8, 8, 6]
+        assert [chunk.kept for chunk in chunks] == [True] * kept + [False] * (4 - kept)
+        assert torch.equal(torch.cat([chunk.labels for chunk in chunks]), small.labels)
+        for chunk, expected in zip(chunks, whole, strict=True):
+            torch.testing.assert_close(chunk.crossing, expected.crossing)
+    assert game.activations.complete is (kept == 4)
+    assert game.class_images.tolist() == [10, 10, 10]
+    same(game, small.model, small.channels, "0", small.batches, bits(torch.arange(16), 4))
+
+
+@pytest.mark.parametrize(("cache", "rows"), [(1, 8), (20 * IMAGE + 1, 20), (2**30, 4096)])
+def test_chunks_fit_the_cache(small, monkeypatch, cache, rows):
+    monkeypatch.setattr(activations, "CHUNK_BYTES", cache)
+    assert small().activations.rows == rows
+
+
+@pytest.mark.parametrize(("memory", "parts"), [(0, 0), (30 * IMAGE + 24 * PART, 3), (30 * (IMAGE + PART), 4)])
+def test_what_units_add_is_kept_while_memory_lasts(small, memory, parts):
+    """Whatever is kept, a chain and what lies near a base are counted as they are the naive way."""
+    game = small(memory)
+    base = torch.tensor([True, True, False, True])
+    near = torch.tensor([[False, True, False, True], [True, True, False, True], [True, True, True, True]])
+    for _ in range(2):
+        same(game, small.model, small.channels, "0", small.batches, bits(torch.arange(16), 4))
+        same(game, small.model, small.channels, "0", small.batches, near, base=base)
+    assert [chunk.contributions is not None for chunk in game.chunks()] == [True] * parts + [False] * (4 - parts)
+
+
+@pytest.mark.parametrize(("memory", "is_sorted"), [(30 * IMAGE, False), (60 * IMAGE - 1, False), (60 * IMAGE, True)])
+def test_images_that_decide_come_first_where_memory_has_room_to_sort(small, memory, is_sorted):
+    game = small(memory, hard_first=True)
+    logits = torch.cat([small.model(x) for x, _ in small.batches]).detach()
+    own = logits.gather(1, small.labels[:, None])
+    margins = (own - logits.scatter(1, small.labels[:, None], -torch.inf).amax(1, keepdim=True))[:, 0]
+    order = margins.argsort() if is_sorted else torch.arange(30)
+    assert torch.equal(torch.cat([chunk.labels for chunk in game.chunks()]), small.labels[order])
+    crossing = torch.cat([chunk.crossing[0] for chunk in game.chunks()])
+    torch.testing.assert_close(game.split.after(crossing), logits[order])
+    assert [(len(chunk), chunk.kept) for chunk in game.chunks()] == [(8, True), (8, True), (8, True), (6, True)]
+
+
+@pytest.mark.parametrize("below", [-1, 0, 1, 40])
+def test_a_coalition_is_dropped_when_it_cannot_reach_the_floor(small, below):
+    masks = bits(torch.arange(16), 4)
+    plain = small().play(masks)
+    floor = int(plain.correct.max()) + below
+    game = small()
+    found = game.play(masks, floor=floor)
+    assert torch.equal(found.dropped, plain.correct < floor)
+    assert torch.equal(found.correct[~found.dropped], plain.correct[~found.dropped])
+    assert torch.equal(found.reach[~found.dropped], plain.correct[~found.dropped])
+    assert bool((found.reach >= plain.correct).all())
+    assert bool((found.reach[found.dropped] < floor).all())
+    assert game.passes == 16 * (8 if below == 40 else 30)  # out of reach after the first chunk, or in the last
+    assert not plain.dropped.any()
+    assert plain.likelihood is None
+
+
+def test_evaluations_count_coalitions_and_passes_what_was_run(small):
+    game = small()
+    game.play(bits(torch.arange(16), 4))
+    assert (game.evaluations, game.passes, game.images, game.n) == (16, 16 * 30, 30, 4)
+    game.without_each(torch.ones(4, dtype=torch.bool), [0, 2])
+    assert (game.evaluations, game.notes) == (18, [])
+    assert game.passes <= 18 * 30
+
+
+LAYERS = {
+    "linear": (torch.nn.Linear(6, 4), (5, 6)),
+    "linear on tokens": (torch.nn.Linear(6, 4), (5, 3, 6)),
+    "conv1d": (torch.nn.Conv1d(6, 4, 3), (5, 6, 9)),
+    "conv": (torch.nn.Conv2d(6, 4, 3, stride=2, padding=(2, 1), dilation=(1, 2), bias=False), (5, 6, 9, 8)),
+    "conv of groups": (torch.nn.Conv2d(6, 4, 3, groups=2), (5, 6, 9, 8)),
+    "conv, same": (torch.nn.Conv2d(6, 4, 3, padding="same"), (5, 6, 9, 8)),
+    "conv, circular": (torch.nn.Conv2d(6, 4, 3, padding=1, padding_mode="circular"), (5, 6, 9, 8)),
+    "conv3d": (torch.nn.Conv3d(6, 4, 2), (5, 6, 3, 4, 5)),
+}
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS)
+def test_a_site_multiplies_the_channels_of_its_units(layer, shape):
+    """Channels of no unit (-1) stay; without a scale the layer is as it was."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator)
+    site = Site(layer, torch.tensor([0, 2, -1, 1, 0, -1]))
+    assert torch.equal(site(x), layer(x))
+    site.scale = torch.tensor([0.5, 0.0, -2.0])
+    factors = torch.tensor([0.5, -2, 1, 0, 0.5, 1])
+    scaled = x * factors if layer.weight.dim() == 2 else (x.movedim(1, -1) * factors).movedim(-1, 1)
+    torch.testing.assert_close(site(x), layer(scaled))
+    if site.dense:
+        bias = site.apply_weight(x, layer.weight) - site.apply_weight(x, layer.weight, bias=False)
+        expected = torch.zeros(4) if layer.bias is None else layer.bias
+        torch.testing.assert_close(bias.movedim(site.axis, -1), expected.expand_as(bias.movedim(site.axis, -1)))
 
 
 @settings(deadline=None, max_examples=20)
@@ -168,7 +296,7 @@ def test_power_set_of_features(n, classes, zero_bias, seed):
     game = Coalitions(model, channels, "0", [(x, labels)], classes=classes, dtype=torch.float64)
     assert game.split.logits
     counts = power_set(game)
-    assert game.evaluations == 2**n
+    assert (game.evaluations, game.passes) == (2**n, 2**n * 20)
     for code, count in enumerate(counts.tolist()):
         mask = bits(torch.tensor([code]), n)[0]
         assert count == int(hits(model, channels, "0", mask, x, labels).sum()), code
@@ -186,6 +314,16 @@ def test_power_set_behind_hidden_layers(layer):
     assert game.evaluations == 2**game.n
     masks = bits(torch.arange(2**game.n), game.n)
     assert counts.tolist() == [int(hits(model, channels, layer, mask, x, labels).sum()) for mask in masks]
+
+
+@pytest.mark.parametrize("most", [3, 4])
+def test_the_power_set_has_a_most(small, monkeypatch, most):
+    monkeypatch.setattr(powerset, "POWER_SET", most)
+    if most == 4:
+        assert len(power_set(small())) == 16
+    else:
+        with pytest.raises(SlimrankError, match=r"power set of 4 filters .* 3 filters are the most"):
+            power_set(small())
 
 
 def test_the_power_set_of_a_wide_layer_is_refused(real):

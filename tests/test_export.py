@@ -144,6 +144,43 @@ def test_parity_sees_a_wrong_file(tmp_path):
     assert found.agreement < 1
 
 
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_parity_is_of_every_batch(wrong):
+    """A file that differs on one image of one batch: seen wherever that is, measured by the spread of all logits."""
+    generator = torch.Generator().manual_seed(0)
+    images = [5 * torch.randn(n, 4, generator=generator).double() + 3 for n in (3, 4, 2)]
+    labels = [x.argmax(1) for x in images]
+    differs = images[wrong].clone()
+    differs[1] = differs[1].roll(1)
+    written = {id(x): differs if place == wrong else x for place, x in enumerate(images)}
+
+    found = parity(torch.nn.Identity(), lambda x: written[id(x)], zip(images, labels, strict=True), "images")
+
+    every, largest = torch.cat(images), float((differs - images[wrong]).abs().max())
+    assert (found.images, found.on, found.max_abs_diff) == (9, "images", largest)
+    assert found.relative == pytest.approx(largest / float(every.std(correction=0)))
+    assert found.agreement == found.top1 == 8 / 9
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_the_top1_of_a_file_needs_every_label(unknown):
+    batches = [(torch.eye(4), torch.arange(4)), (torch.eye(4), torch.arange(4))]
+    batches[unknown][1][2] = -1
+    assert parity(torch.nn.Identity(), lambda x: x, batches, "images").top1 is None
+
+
+def test_a_file_of_another_shape_is_named():
+    with pytest.raises(SlimrankError, match=r"gives \[4, 3\] for the model's \[4, 4\]"):
+        parity(torch.nn.Identity(), lambda x: x[:, :3], [(torch.eye(4), None)], "images")
+
+
+def test_a_tolerance_is_a_share_of_the_spread():
+    found = parity(torch.nn.Identity(), lambda x: 1.5 * x, [(10 * torch.eye(4), None)], "images")
+    assert found.check(found.relative) is found
+    with pytest.raises(SlimrankError, match="`tolerance`"):
+        found.check(0.99 * found.relative)
+
+
 class Restless(torch.nn.Module):
     """A LeNet whose logits differ from run to run, in eval mode too."""
 

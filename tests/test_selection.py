@@ -11,7 +11,7 @@ from slimrank.compress.network import zoo
 from slimrank.compress.network.inputs import image_channels
 from slimrank.compress.pruning import order
 from slimrank.compress.pruning.plan import PruningPlan
-from slimrank.compress.pruning.select import select, uniform
+from slimrank.compress.pruning.select import OutOfReach, runtime_block, select, uniform, unscored
 from slimrank.compress.pruning.surgery import apply_plan
 from slimrank.compress.rankers import RANKERS
 from slimrank.compress.rankers.scores import FilterScores
@@ -228,3 +228,108 @@ def test_comparable_scores_go_by_what_a_unit_saves_in_the_network_as_it_is_by_th
         assert int(step) == min(prices, key=lambda unit: prices[unit])
         gone[step] = True
     assert len(found) == sum(g.units - 1 for g in groups) - 1  # a tenth of 16, rounded, is 2
+
+
+# -- what a budget leaves, on a network of 4, 8, 12 and 8 filters ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lenet():
+    torch.manual_seed(0)
+    model = zoo.build("lenet5", {"widths": [4, 8, 12, 8], "size": 16}).eval()
+    channels = channel_map(model, torch.zeros(1, 1, 16, 16))
+    return model, channels, RANKERS["l1"](model, channels)
+
+
+CURRENCIES = {
+    "macs": lambda model, channels, gone: channels.macs(model, gone),
+    "params": lambda model, channels, gone: channels.params(model, gone),
+    "ratio": lambda model, channels, gone: 32 - int(gone.sum()),
+}
+
+
+@pytest.mark.parametrize("budget", CURRENCIES)
+@pytest.mark.parametrize("share", [0.25, 0.35, 0.5, 0.77, 0.94])
+@pytest.mark.parametrize("align", [1, 4])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_budget_is_met_and_nothing_that_is_gone_would_still_fit(lenet, budget, share, align, scope):
+    model, channels, scores = lenet
+    cost = lambda gone: CURRENCIES[budget](model, channels, gone)  # noqa: E731
+    made = select(model, channels, scores, **{budget: 1 - share if budget == "ratio" else share}, align=align, scope=scope)
+    gone = channels.removed(made.keep)
+    target = share * cost(channels.removed({})) + 1e-9
+    assert cost(gone) <= target
+    off = cost(gone) < 0.98 * target
+    assert ("would, put back, overshoot" in made.note) is off
+    for unit in gone.nonzero().flatten().tolist() if off else ():
+        back = gone.clone()
+        back[unit] = False
+        assert cost(back) > target
+    assert made.macs_after == channels.macs(model, gone)
+    assert made.widths == {name: [channels.group(name).units, len(kept)] for name, kept in made.keep.items()}
+
+
+def test_a_plan_says_what_it_was_asked_for_and_what_it_cuts(lenet):
+    model, channels, scores = lenet
+    made = select(model, channels, scores, ratio=0.5, align=4, scope="global")
+    assert (made.budget, made.scope, made.ranker, made.note) == ({"ratio": 0.5, "align": 4}, "global", "l1", "")
+    assert sum(len(kept) for kept in made.keep.values()) == 16
+    assert made.macs_before == count(model, (1, 16, 16)).macs
+    assert made.convs == ["conv1", "conv2"]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("budget", ["macs", "params", "ratio"])
+def test_the_nearest_budget_that_is_told_is_the_nearest(lenet, budget, scope):
+    """It can be had, and a thousandth beyond cannot."""
+    model, channels, scores = lenet
+    beyond = 0.999 if budget == "ratio" else 0.001
+    with pytest.raises(OutOfReach, match=f"`{budget}` {beyond} is out of reach: with .* the least is a `{budget}` of") as told:
+        select(model, channels, scores, **{budget: beyond}, scope=scope)
+    least = told.value.least
+    assert str(told.value).endswith(f"{'at most' if budget == 'ratio' else 'at least'} {least}")
+    select(model, channels, scores, **{budget: least}, scope=scope)
+    with pytest.raises(OutOfReach):
+        select(model, channels, scores, **{budget: least + (0.001 if budget == "ratio" else -0.001)}, scope=scope)
+
+
+@pytest.mark.parametrize("budget", [{"macs": 0.5}, {"ratio": 0.5}])
+def test_where_nothing_can_be_cut_the_whole_is_told(lenet, budget):
+    model, channels, scores = lenet
+    with pytest.raises(OutOfReach, match=r"with 12 filters \(`min_filters`\) left .* nothing can be cut at all") as told:
+        select(model, channels, scores, **budget, min_filters=12)
+    assert told.value.least == 1.0
+
+
+def test_what_must_stay_is_told(lenet):
+    model, channels, scores = lenet
+    some = FilterScores(ranker="l1", scores={"conv2": scores.scores["conv2"]})
+    with pytest.raises(OutOfReach, match=r"with one filter left in each layer .* and all of conv1 \(no scores for fc1, fc2:"):
+        select(model, channels, some, macs=0.01, protect=["conv1"])
+    with pytest.raises(OutOfReach, match=r"with a tenth of the filters, as `scope` global keeps, and at least 2 filters \("):
+        select(model, channels, scores, macs=0.01, scope="global", min_filters=2)
+    with pytest.raises(OutOfReach, match="nothing to prune") as told:
+        select(model, channels, scores, macs=0.5, protect=["conv1", "conv2", "fc1", "fc2"])
+    assert told.value.least == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scored", "words"),
+    [
+        (["conv1", "conv2", "fc1", "fc2"], ""),
+        (["conv1", "conv2", "fc1"], "no scores for fc2: left whole"),
+        (["conv2"], "no scores for conv1, fc1, fc2: left whole"),
+        ([], "no scores for conv1, conv2, fc1 and 1 more: left whole"),
+    ],
+    ids=["all", "three", "one", "none"],
+)
+def test_layers_without_scores_are_named_up_to_three(lenet, scored, words):
+    _, channels, scores = lenet
+    some = FilterScores(ranker="l1", scores={name: scores.scores[name] for name in scored})
+    assert unscored(channels, some, set()) == words
+
+
+@pytest.mark.parametrize(("capability", "block"), [("AVX512", 16), ("AVX512_VNNI", 16), ("AVX2", 8), ("DEFAULT", 8)])
+def test_the_block_of_the_runtime_is_that_of_its_vectors(monkeypatch, capability, block):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert runtime_block() == block

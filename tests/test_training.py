@@ -1,5 +1,6 @@
 """Training: recipes, resuming, early stop, BatchNorm recalibration."""
 
+import copy
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from torch import nn
 
 from slimrank.compress.network import zoo
 from slimrank.compress.stages.finetune import finetune, fresh
+from slimrank.compress.training.judge import Judge
 from slimrank.compress.training.loop import TrainingRun, train
 from slimrank.compress.training.recalibrate import recalibrate
 from slimrank.compress.training.recipe import BlockNorm, Csg, Recipe
@@ -192,6 +194,39 @@ def test_a_training_in_json(digits):
         "batch": 32, "weight_decay": 5e-4, "augment": "shift", "teacher": False, "smoothing": 0.1, "patience": None,
         "precision": "fp32", "asked": 1, "accumulate": 1, "ema": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_of_weights_that_tie_the_first_are_kept(digits, start):
+    model, data = digits
+    judge = Judge(data.validation, None, True, "cpu")
+    tied = copy.deepcopy(model)
+    for tensor in (tied.fc3.weight, tied.fc3.bias):
+        tensor.data.mul_(2)  # decides the same
+    if start:
+        judge.start(model)
+    else:
+        judge.epoch(model)
+    judge.epoch(tied)
+    assert judge.best_epoch == (0 if start else 1)
+    assert torch.equal(judge.best["fc3.weight"], model.fc3.weight)
+    assert judge.idle == (0 if start else 1)  # patience counts epochs since the first of them
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_loss_is_smoothed_cross_entropy_and_softened_divergence(digits, teacher, share, smoothing):
+    """Szegedy et al. 2016, section 7; Hinton et al. 2015, section 2: at temperature 4, times its square."""
+    model, data = digits
+    recipe = Recipe(1, 0.1, label_smoothing=smoothing, teacher_share=share, precision="fp32")
+    x, labels = next(iter(data.train.batches(16)))
+    found = TrainingRun(model.eval(), data.train, None, recipe, teacher.eval(), True, []).loss(x, labels)
+    logits, taught = model(x), teacher(x)
+    wanted = smoothing / 10 + (1 - smoothing) * nn.functional.one_hot(labels, 10)
+    hard = -(wanted * logits.log_softmax(1)).sum(1).mean()
+    p, q = (taught / 4).softmax(1), (logits / 4).softmax(1)
+    soft = 4**2 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(found, (1 - share) * hard + share * soft)
 
 
 def test_patience_ends_training_and_the_best_epoch_is_kept(digits):
