@@ -20,20 +20,15 @@ def main() -> int:
 
 
 def _run() -> int:
-    import signal
+    from . import interrupts
 
-    from .errors import Terminated
-
-    def terminate(_number: int, _frame: object) -> None:
-        raise Terminated("terminated")
-
+    interrupts.install()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started this
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
         else:
             stream.reconfigure(errors="backslashreplace")  # a class name may have characters that a terminal lacks
-    signal.signal(signal.SIGTERM, terminate)
     from .cli import main as run
 
     return run()

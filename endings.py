@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 
 from .errors import SlimrankError, Terminated
+from .files import FULL
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota and a limit on file sizes raise
+DISK = (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO)  # what a disk raises that fails or is taken away
 
 
 def ending(error: BaseException, goes_on: str = "") -> tuple[str, int]:
@@ -23,6 +24,8 @@ def ending(error: BaseException, goes_on: str = "") -> tuple[str, int]:
         return f"error: {words}", 1
     if isinstance(error, OSError) and error.errno in FULL:
         return f"error: cannot write {error.filename or 'a file'}: {error.strerror}; make room, and run it again", 1
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"error: {error.filename or 'a file'}: {error.strerror}; check the disk, and run it again", 1
     if isinstance(error, OSError) and error.filename is not None:  # what the system says of a path is no defect
         return f"error: {str(error.filename)[:200]}: {error.strerror}; check the path, and that it may be read", 1
     return f"error: {type(error).__name__}: {words[:300]}; this is a defect, --debug shows where", 1

@@ -1,8 +1,12 @@
 """Files appear whole or not at all."""
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +18,7 @@ from .errors import SlimrankError
 from .processes import alone
 
 LARGEST = 2**26  # bytes of a file that is read whole
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota and a limit on file sizes raise
 T = TypeVar("T")
 
 
@@ -36,20 +41,61 @@ def unread(path: Path, *inputs: str | Path | None) -> None:
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` on success, remove it on any failure."""
-    path = Path(path)
-    ready(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = ready(path)
+    temporary = _temporary(path)
     try:
         yield temporary
         if temporary.exists():  # some writers make files that nobody else may read
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
+        settle(temporary, path)
     except OSError as error:
-        raise SlimrankError(f"cannot write {path}: {error.strerror or error}; choose another place with `out`") from error
+        raise unwritten(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        clear(temporary)
+
+
+def settle(written: Path, path: Path) -> None:
+    """Rename a file that was written to `path`, once the disk has it: a power cut leaves the old file or the new one."""
+    with open(written, "r+b") as file:
+        os.fsync(file.fileno())
+    os.replace(written, path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed were writing in a folder; nobody else may be at work there."""
+    for left in folder.glob(".*.tmp"):
+        clear(left)
+
+
+def clear(path: Path) -> None:
+    """Remove a temporary file or folder, as far as the system lets us; whoever takes over sweeps what is left."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+class Scratch(tempfile.TemporaryDirectory[str]):
+    """A temporary folder, beside a file that is written in it or where the system has such; goes without a word."""
+
+    def __init__(self, beside: Path | None = None):
+        if beside is None:
+            super().__init__(prefix="slimrank-", ignore_cleanup_errors=True)
+        else:
+            super().__init__(prefix=f".{beside.name}.", suffix=".tmp", dir=beside.parent, ignore_cleanup_errors=True)
+
+
+def unwritten(path: Path, error: OSError) -> SlimrankError:
+    """The line for a file that the system would not have written."""
+    remedy = "make room, and run it again" if error.errno in FULL else "choose another place with `out`"
+    return SlimrankError(f"cannot write {path}: {error.strerror or error}; {remedy}")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def ready(path: str | Path) -> Path:
@@ -59,11 +105,13 @@ def ready(path: str | Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise SlimrankError(f"cannot write {path}: it is a folder; name a file with `out`")
-        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-        probe.touch()
-        probe.unlink()
+        probe = _temporary(path)
+        try:
+            probe.touch()
+        finally:
+            clear(probe)
     except OSError as error:
-        raise SlimrankError(f"cannot write {path}: {error.strerror or error}; choose another place with `out`") from error
+        raise unwritten(path, error) from error
     return path
 
 

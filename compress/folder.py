@@ -1,7 +1,11 @@
 """DIR of a `compress`: what its stages came to and left there, and the lock that keeps a second run out."""
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import SlimrankError
-from ..files import read_json, ready, unread, write_json
-from ..processes import alone
+from ..files import read_json, ready, sweep, unread, unwritten, write_json, write_text
+from ..processes import alone, first
 from .stages.place import Place, difference
 
 LEFT = {  # the files of each stage that later ones read, or users
@@ -19,6 +23,8 @@ LEFT = {  # the files of each stage that later ones read, or users
     "finetune": ("stages/finetuned.safetensors",), "specialize": ("slim.safetensors",),
     "export": ("model.onnx", "model-float.onnx"),
 }  # fmt: skip
+RUNNING = ".running"  # names the process at work; where it is found though the folder is free, that process was killed
+UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of file systems that have no locks
 KEPT = ("specialize", "export")  # whose files are the result: those of the others are for stages to come
 
 
@@ -35,6 +41,7 @@ class Folder:
     data: str = ""
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of what stages left
+    taken_over: str = ""  # from a run that was killed, in words
 
     @classmethod
     def open(cls, path: Path, asked: Mapping[str, Any], data: str, stages: tuple[str, ...], checkpoint: Path) -> "Folder":
@@ -46,15 +53,16 @@ class Folder:
         if path.exists() and not path.is_dir():
             raise SlimrankError(f"cannot write into {path}: it is a file; name a folder with `out`")
         ready(path / "state.json")
-        (path / "stages").mkdir(exist_ok=True)
+        ready(path / "stages" / "state.json")
         folder = cls(path, asked, _locked(path), data)
         try:
+            folder._take_over()
             folder._read(stages)
             if not folder.done:
                 for name in (name for names in LEFT.values() for name in names):
                     unread(path / name, checkpoint)
-        except SlimrankError:
-            folder.lock.release()
+        except BaseException:
+            folder.close()
             raise
         return folder
 
@@ -62,6 +70,13 @@ class Folder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the folder to whoever comes next."""
+        if first():
+            with contextlib.suppress(OSError):
+                (self.path / RUNNING).unlink()
         self.lock.release()
 
     @property
@@ -71,6 +86,18 @@ class Folder:
     @property
     def anew(self) -> str:
         return f"remove the folder {self.path} to start anew, or name another `out`"
+
+    def _take_over(self) -> None:
+        """Note who is at work; what a run that was killed was writing goes."""
+
+        def take() -> str:
+            killed = (self.path / RUNNING).exists()
+            for folder in (self.path, self.path / "stages"):
+                sweep(folder)
+            return f"the run in {self.path}{_process(self.path)} was killed; going on from what it left" if killed else ""
+
+        self.taken_over = alone(take)
+        write_text(self.path / RUNNING, f"{os.getpid()}\n")
 
     def _read(self, stages: tuple[str, ...]) -> None:
         if not (self.path / "state.json").exists():
@@ -129,16 +156,31 @@ def _locked(path: Path) -> FileLock:
 
     def take() -> None:
         try:
-            lock.acquire()
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # that a file stands in for a lock: nobody takes it from the dead
+                lock.acquire()
         except Timeout as error:
-            raise SlimrankError(f"another run is at work in {path}; wait for it, or name another `out`") from error
-        except (OSError, NotImplementedError) as error:
+            raise SlimrankError(
+                f"another run is at work in {path}{_process(path)}; wait for it, or name another `out`"
+            ) from error
+        except (OSError, NotImplementedError, UserWarning) as error:
+            if isinstance(error, OSError) and error.errno not in UNLOCKABLE:
+                raise unwritten(path / ".lock", error) from error
             raise SlimrankError(
                 f"{path} lies on a file system that cannot lock files ({error}); name an `out` on a local disk"
             ) from error
 
     alone(take)
     return lock
+
+
+def _process(path: Path) -> str:
+    """Who is, or was, at work in a folder, in brackets."""
+    try:
+        number = (path / RUNNING).read_text()[:20].strip()
+    except (OSError, ValueError):
+        number = ""
+    return f" (process {number})" if number.isdigit() else ""
 
 
 def _digest(row: dict[str, Any]) -> str:

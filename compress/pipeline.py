@@ -124,6 +124,8 @@ class Run:
 
     def _finish(self, say: Callable[[str], None]) -> dict[str, Any]:
         data = None if self.unlearnable else self.data
+        if self.folder.taken_over:
+            say(self.folder.taken_over)
         if data is not None and self.seen is not False and data.validation_from.startswith("train"):
             say(SEEN)
         self.say = say

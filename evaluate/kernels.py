@@ -1,7 +1,6 @@
 """Where the time of an ONNX file goes: ONNX Runtime's own profile, kernel by kernel, each attributed to its weight."""
 
 import json
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ..files import Scratch
 from .imagespec import Side
 from .latency import Feed
 from .runner import Runner
@@ -92,7 +92,7 @@ def profile(
 
     Runs for about `seconds`, 8 to 200 times. Raises SlimrankError where ONNX Runtime cannot load the file.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         runner = Runner(path, provider, threads, size=size, profile=Path(folder) / "profile")
         run = runner.bound(batch, feed(runner, batch))
         start = time.perf_counter()

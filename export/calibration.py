@@ -6,7 +6,6 @@ The histograms are ONNX Runtime's own, collected in one pass over the images; ea
 import contextlib
 import io
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import SlimrankError
+from ..files import Scratch
 
 BATCH = 32  # images; a range that fewer have seen is chance
 METHODS = ("minmax", "entropy", "percentile")
@@ -34,7 +34,7 @@ def calibrate(path: str | Path, images: Iterable[Tensor], ops: Iterable[str]) ->
     `images`: batches [batch, channels, height, width], at least one. Raises SlimrankError where ONNX Runtime's calibrator
     refuses the network, as where activations are infinite.
     """
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with Scratch() as folder, quiet():
         calibrator = create_calibrator(
             Path(path), list(ops), augmented_model_path=str(Path(folder) / "augmented.onnx"),
             calibrate_method=CalibrationMethod.Percentile, use_external_data_format=_large(path),
@@ -50,7 +50,7 @@ def calibrate(path: str | Path, images: Iterable[Tensor], ops: Iterable[str]) ->
 
 def observed(path: str | Path, images: Tensor, ops: Iterable[str]) -> Ranges:
     """Least and greatest values on one batch: enough to time an int8 file, not to use it."""
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with Scratch() as folder, quiet():
         calibrator = create_calibrator(
             Path(path), list(ops), augmented_model_path=str(Path(folder) / "augmented.onnx"),
             use_external_data_format=_large(path),

@@ -4,7 +4,6 @@ Everything is decided on images that calibrated nothing. Groups are bisected: a 
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..evaluate.kernels import by_weight, profile
 from ..evaluate.latency import Speedup, compare
 from ..evaluate.runner import Runner
 from ..evaluate.timing import Timing
+from ..files import Scratch
 from .calibration import BATCH, Ranges, calibrate
 from .int8 import OPS, FloatFile
 from .to_onnx import replacing, size
@@ -143,7 +143,7 @@ def mixed(
     allowed = (0.01 if judged.labelled else 0.05) if max_drop is None else max_drop
     file, judge = FloatFile(path), Judge(path, judged)
     ranges = calibrate(path, (images for images, _ in calibration.batches(AT_ONCE)), OPS)
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         search = _Search(file, judge, timing, Path(folder), ranges)
         found = search.run(allowed)
         whole = {method: judged.agreement for method, judged in search.whole.items()}

@@ -4,9 +4,7 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from ..clone import clone
 from ..errors import SlimrankError
 from ..evaluate.external import weights_beside
-from ..files import ready
+from ..files import Scratch, ready, settle, unwritten
 
 KEY = "slimrank"
 OPSETS = range(18, 24)  # that the exporter writes itself; what it converts to older ones fails for most networks
@@ -80,14 +78,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
     On any failure the old file and its weights stay as they were.
     """
     path = ready(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with _writing(path):
+        scratch = Scratch(path)
+    with scratch as folder:
         fresh = Path(folder) / path.name
         yield fresh
         with _writing(path):
             outdated = _weights_beside(path) and not beside(fresh).exists()
             if beside(fresh).exists():
-                os.replace(beside(fresh), beside(path))
-            os.replace(fresh, path)
+                settle(beside(fresh), beside(path))
+            settle(fresh, path)
             if outdated:
                 beside(path).unlink(missing_ok=True)
 
@@ -97,7 +97,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SlimrankError(f"cannot write {path.name}: {error.strerror or error}; choose another place with `out`") from error
+        raise unwritten(path, error) from error
 
 
 def beside(path: Path) -> Path:

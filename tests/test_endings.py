@@ -1,6 +1,7 @@
 """Nothing is lost or lied about: how runs end, what lies in a folder, and which images have taught a network."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -30,7 +31,9 @@ from slimrank.evaluate.data import Preprocessing, open_data
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "error: cannot write a file: Disk quota exceeded", 1),
         (PermissionError(errno.EACCES, "Permission denied", "x.pt"), "error: x.pt: Permission denied; check the path", 1),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 999), "File name too long; check the path", 1),
-        (OSError(errno.EIO, "Input/output error"), "this is a defect", 1),
+        (OSError(errno.EIO, "Input/output error"), "error: a file: Input/output error; check the disk", 1),
+        (OSError(errno.EROFS, "Read-only file system", "x.pt"), "error: x.pt: Read-only file system; check the disk", 1),
+        (OSError(errno.EBADF, "Bad file descriptor"), "this is a defect", 1),
         (ZeroDivisionError("division by zero"), "error: ZeroDivisionError: division by zero; this is a defect", 1),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -176,6 +179,37 @@ def test_a_fingerprint_follows_the_files(tmp_path):
     assert open_data(f"images:{tmp_path}", Preprocessing.default(1, 8)).fingerprint == before
     os.utime(tmp_path / "3.png", (1, 1))
     assert open_data(f"images:{tmp_path}", Preprocessing.default(1, 8)).fingerprint != before
+
+
+def test_a_run_that_was_killed_is_taken_over_and_its_leftovers_go(finished):
+    (finished / ".running").write_text("123\n")
+    (finished / ".model.onnx.123.tmp").write_text("half")
+    (finished / "stages" / ".dense.onnx.x.tmp").mkdir()
+    with opened(finished, budget=0.5) as folder:
+        assert folder.taken_over == f"the run in {finished} (process 123) was killed; going on from what it left"
+        assert list(folder.done) == list(STAGES)
+    assert {path.name for path in finished.rglob(".*")} <= {".lock"}
+    with opened(finished, budget=0.5) as folder:
+        assert not folder.taken_over
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOLCK, "on a file system that cannot lock files"),
+        (errno.EOPNOTSUPP, "on a file system that cannot lock files"),
+        (errno.ENOSYS, "on a file system that cannot lock files"),
+        (errno.EIO, "cannot write"),
+    ],
+    ids=errno.errorcode.get,
+)
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, number, said):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(SlimrankError, match=said):
+        opened(tmp_path)
 
 
 # -- which images have taught a network ----------------------------------------------------------------------------------

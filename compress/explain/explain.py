@@ -5,7 +5,6 @@ images that move them (filters.py), concepts by dissection (evaluate/concepts/),
 Features are learnt on training images; noise and gates are measured on test images; filters on validation images.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ from torch import nn
 from ...errors import SlimrankError
 from ...evaluate.concepts import Concepts, dissect, generate
 from ...evaluate.data import Data, Images, readable
+from ...files import Scratch
 from ..channels import channels_of
 from ..channels.features import classifier
 from ..channels.groups import ChannelMap
@@ -93,7 +93,7 @@ def _concepts(options: ExplainOptions) -> Concepts | None:
         return None
     if options.concepts != "generated":
         return Concepts(options.concepts)
-    folder = tempfile.TemporaryDirectory()
+    folder = Scratch()
     concepts = Concepts(generate(folder.name, GENERATED_IMAGES, seed=options.seed))
     concepts.temporary = folder  # lives as long as the concepts do
     return concepts

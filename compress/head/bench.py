@@ -1,6 +1,5 @@
 """`bench-head`: the final layer alone, dense against int8, low rank and subspaces in every layout, in one interleaved run."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from ...errors import SlimrankError, near
 from ...evaluate.latency import Comparison, compare
 from ...evaluate.macs import count
 from ...export.to_onnx import size
+from ...files import Scratch
 from ..channels import channels_of
 from ..channels.features import classifier
 from ..network.checkpoint import Checkpoint
@@ -124,7 +124,7 @@ def bench_final_layer(
     if own is not None:
         heads["as it is"] = own
     clock = options.timing
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         paths = head_files(heads, shape.features, Path(folder), options.layout)
         file_bytes = {name: size(path) for name, path in paths.items()}
         comparison = compare(paths, providers=clock.providers, batches=clock.batch, threads=clock.threads, seconds=seconds)

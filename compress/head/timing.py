@@ -1,6 +1,5 @@
 """Latency of the final layer on its own: which shapes of head beat the dense layer in ONNX Runtime."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ...evaluate.latency import Comparison, compare
 from ...export.quantize import quantized, quantized_int4
 from ...export.to_onnx import export
+from ...files import Scratch
 from ..network.layout_names import INT8
 from ..network.subspace import SubspaceLinear
 from .classifier import two_level_groups
@@ -79,7 +79,7 @@ def time_heads(
     seconds: float = 0.2,
 ) -> Comparison:
     """Latency of final layers on their own, input [batch, features], in one interleaved run; the first is the rival."""
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         paths = head_files(heads, features, Path(folder))
         return compare(paths, providers=providers, batches=batches, threads=threads, seconds=seconds)
 

@@ -1,7 +1,6 @@
 """Forward passes that stop at every layer: nothing that was computed runs again, and no more is kept than is still needed."""
 
 import heapq
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import SlimrankError
+from ...files import Scratch
 from ..network.graph import out_of_place
 
 Values = dict[fx.Node, Any]
@@ -70,7 +70,7 @@ class Store:
 
     memory: int
     held: int = 0
-    _folder: tempfile.TemporaryDirectory[str] = field(default_factory=lambda: tempfile.TemporaryDirectory("slimrank"))
+    _folder: Scratch = field(default_factory=Scratch)
     _kept: dict[object, tuple[Values, int]] = field(default_factory=dict)
 
     def put(self, key: object, values: Values) -> None:

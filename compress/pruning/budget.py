@@ -1,6 +1,5 @@
 """From scores and a budget to a plan, whatever the budget is but `max_drop` (accuracy_budget.py)."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from ...errors import SlimrankError
 from ...evaluate.timing import Timing
+from ...files import Scratch
 from ..channels.groups import ChannelMap
 from ..rankers.scores import FilterScores
 from .costs import Costs, measure_costs
@@ -83,7 +83,7 @@ def reached_by(
     name, _ = cut.budget
     gone = channels.removed(keep)
     if name == "latency":
-        with tempfile.TemporaryDirectory() as folder:
+        with Scratch() as folder:
             files = (
                 to_time(dense, example, Path(folder) / "dense.onnx", False),
                 to_time(smaller, example, Path(folder) / "cut.onnx", cut.int8),

@@ -9,7 +9,6 @@ What runs between one layer and the next (pooling, sums, reordering) counts as t
 widths; what is reported and what budgets are held to is measured afresh.
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from ...evaluate.kernels import matrices, profile
 from ...export.int8 import int8_to_time
 from ...export.to_onnx import export
+from ...files import Scratch
 from ..channels.groups import ChannelMap, Group, stays
 from ..network.resize import CONVS
 from .surgery import cut
@@ -80,7 +80,7 @@ def measure_costs(
     cuts = [channels.removed({}), *_random(model, channels, block, torch.Generator().manual_seed(seed))]
     times: list[dict[int, dict[str, float]]] = []
     widths = []
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         for gone in tqdm(cuts, desc="time of layers", leave=False, disable=None):
             copy = cut(model, channels, gone)
             path = export(copy, example, Path(folder) / "copy.onnx", {})

@@ -4,7 +4,6 @@ The plan that the fitted layer costs promise is exported and timed against the w
 promise is corrected until the measurement agrees.
 """
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
@@ -16,6 +15,7 @@ from ...evaluate.latency import compare
 from ...evaluate.timing import Timing
 from ...export.int8 import int8_to_time
 from ...export.to_onnx import export
+from ...files import Scratch
 from ..channels.groups import ChannelMap
 from .plan import PruningPlan
 from .select import OutOfReach
@@ -53,7 +53,7 @@ def within_time(
     """
     timed: list[Candidate] = []
     asked = goal
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         dense = export(model, example, Path(folder) / "dense.onnx", {})
         while len(timed) < ROUNDS:
             try:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import SlimrankError
-from ...files import read_file
+from ...files import Scratch, read_file
 from ..data import Preprocessing
 from ..data.decode import opened
 
@@ -44,7 +43,7 @@ class Concepts:
 
     def __init__(self, folder: str | Path, limit: int | None = None):
         self.folder = Path(folder)
-        self.temporary: TemporaryDirectory[str] | None = None  # a folder that is removed when these concepts are forgotten
+        self.temporary: Scratch | None = None  # a folder that is removed when these concepts are forgotten
         rows = self._read("index.csv", ("image", "sh", "sw"))
         self.columns = [category for category in CATEGORIES if category in rows[0]]
         if not self.columns:
