@@ -14,7 +14,7 @@ class PruningPlan:
     keep: dict[str, list[int]]
     macs_before: int
     macs_after: int
-    budget: dict[str, float]
+    budget: dict[str, int | float]
     scope: str
     ranker: str
     widths: dict[str, list[int]] = field(default_factory=dict)  # group -> [units before, units after]
