@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import socket
 import sys
 import time
@@ -142,6 +143,7 @@ def last_word(error: BaseException, line: str, goes_on: str = "") -> str:
     job = processes.current()
     if job is None:
         return line
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, which ends the others as well; this one is ending
     try:
         told = _told(job, error, line, goes_on)
         job.store.set(f"told {job.rank}", "")

@@ -108,17 +108,18 @@ def alone(work: Callable[[], R]) -> R:
     return result
 
 
-def shared(work: Callable[[T], R], items: Any, desc: str, at_once: int = AT_ONCE) -> Iterator[R]:
+def shared(work: Callable[[T], R], items: Any, desc: str | None = None, at_once: int = AT_ONCE) -> Iterator[R]:
     """Yield `work` of each item, in order; of n processes each does every n-th and receives the results of the others.
 
     `items`: a sequence, or batches, of which every n-th can be taken by a slice. `at_once`: results of each process that
-    are sent together, and held. Processes that are more than the items have nothing to do.
+    are sent together, and held. `desc`: of a progress bar. Processes that are more than the items have nothing to do.
     """
+    bar = _bar(desc)
     job = together()
     if job is None:
-        yield from map(work, tqdm(items, desc=desc, leave=False, disable=None))
+        yield from map(work, tqdm(items, **bar))
         return
-    mine = iter(tqdm(items[job.rank :: job.count], desc=desc, leave=False, disable=None))
+    mine = iter(tqdm(items[job.rank :: job.count], **bar))
     for start in range(0, len(items), job.count * at_once):
         own = list(islice(_attempts(job, work, mine), at_once))
         turns = job.gathered([_sendable(outcome) for outcome in own])
@@ -132,7 +133,7 @@ def dealt(work: Callable[[T], R], items: list[T], desc: str | None = None) -> li
 
     For few items that take long, and not equally long. `desc`: of a progress bar, where there is to be one.
     """
-    bar: dict[str, Any] = {"desc": desc, "leave": False, "disable": desc is None or None}
+    bar = _bar(desc)
     job = together()
     if job is None:
         return [work(item) for item in tqdm(items, **bar)]
@@ -144,6 +145,10 @@ def dealt(work: Callable[[T], R], items: list[T], desc: str | None = None) -> li
     sent = {number: _sendable(outcome) for number, outcome in own.items()}
     every = {number: outcome for part in job.gathered(sent) for number, outcome in part.items()} | own
     return [_result(every[number]) for number in range(len(items))]
+
+
+def _bar(desc: str | None) -> dict[str, Any]:
+    return {"desc": desc, "leave": False, "disable": desc is None or None}
 
 
 def _drawn(job: Job, n: int) -> Iterator[int]:

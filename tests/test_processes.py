@@ -25,7 +25,7 @@ SAME = {  # commands whose result is the same to the bit, whatever number of pro
     "influential": "rank {ckpt} --ranker influential --data digits -o {out}/influential.json",
     "reconstruct": "rank {ckpt} --ranker reconstruct --data digits --limit 100 -o {out}/reconstruct.json",
     "sensitivity": "sensitivity {ckpt} --data digits --limit 100 -o {out}/sensitivity.json",
-    "prune": "prune {ckpt} --ranker car --macs 0.5 --data digits --limit 300 -o {out}/prune.safetensors",
+    "prune": "prune {ckpt} --ranker car --macs 0.5 --data digits --limit 600 -o {out}/prune.safetensors",
 }
 NEAR = {  # training: a batch's gradient is summed in another order
     "train": f"{TRAIN} --epochs 2 -o {{out}}/train.safetensors",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Answers = tuple[Tensor, Tensor, Tensor]
+
 
 @dataclass
 class Moments:
@@ -62,7 +64,29 @@ class Moments:
         self.xy += x.mT @ y
         self.yy += (y * y).sum(1, dtype=torch.float64)
 
+    def answers(self) -> Answers:
+        """What `ask` has added."""
+        return self.y, self.xy, self.yy
+
+    def take(self, answers: Answers) -> None:
+        """Add what `ask` has added elsewhere, around the same origins."""
+        for total, part in zip(self.answers(), answers, strict=True):
+            total += part
+
+    def moved(self, x_origin: Tensor, y_origin: Tensor) -> "Moments":
+        """The same sums around other origins."""
+        dx, dy = (self.x_origin - x_origin).double(), (self.y_origin - y_origin).double()
+        return Moments(
+            self.n, x_origin, y_origin, self.x + self.n * dx, self.y + self.n * dy,
+            self.xx + _outer(self.x, dx) + _outer(dx, self.x + self.n * dx),
+            self.xy + _outer(self.x, dy) + _outer(dx, self.y + self.n * dy),
+            self.yy + 2 * self.y * dy + self.n * dy * dy,
+        )  # fmt: skip
+
     def __add__(self, other: "Moments") -> "Moments":
+        """Of the rows of both, around this one's origins."""
+        if other.x_origin is not self.x_origin:
+            other = other.moved(self.x_origin, self.y_origin)
         pairs = [(getattr(self, name), getattr(other, name)) for name in ("x", "y", "xx", "xy", "yy")]
         return Moments(self.n + other.n, self.x_origin, self.y_origin, *(a + b for a, b in pairs))
 
@@ -71,8 +95,8 @@ class Moments:
         n = max(1, self.n)
         x, y = self.x / n, self.y / n
         return Normal(
-            self.x_origin + x, self.y_origin + y, self.xx / n - x[..., :, None] * x[..., None, :],
-            self.xy / n - x[..., :, None] * y[..., None, :], self.yy / n - y * y,
+            self.x_origin + x, self.y_origin + y, self.xx / n - _outer(x, x),
+            self.xy / n - _outer(x, y), self.yy / n - y * y,
         )  # fmt: skip
 
     def raw(self) -> "Normal":
@@ -80,9 +104,13 @@ class Moments:
         c = self.centred()
         mx, my = c.x_mean, c.y_mean
         return Normal(
-            torch.zeros_like(mx), torch.zeros_like(my), c.xx + mx[..., :, None] * mx[..., None, :],
-            c.xy + mx[..., :, None] * my[..., None, :], c.yy + my * my,
+            torch.zeros_like(mx), torch.zeros_like(my), c.xx + _outer(mx, mx),
+            c.xy + _outer(mx, my), c.yy + my * my,
         )  # fmt: skip
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., :, None] * b[..., None, :]
 
 
 @dataclass(frozen=True)

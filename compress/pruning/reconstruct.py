@@ -11,7 +11,9 @@ fall keeps what it had.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import inf, isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,14 +22,15 @@ from tqdm import tqdm
 
 from ...clone import clone
 from ...errors import SlimrankError
+from ...processes import alone, shared
 from ..channels.groups import ChannelMap, stays
 from ..coalitions import MEMORY
 from ..layerwise.equations import Sums, equations, solved
 from ..layerwise.few_rows import FewRows
 from ..layerwise.moments import Moments
 from ..layerwise.prefix import Prefix, Program, Store
-from ..layerwise.rows import Layer, as_matrix, as_weight, choose_positions, inputs, outputs
-from .rectified import Rectified, Rows
+from ..layerwise.rows import Layer, Positions, as_matrix, as_weight, choose_positions, inputs, outputs
+from .rectified import Rectified, Rows, with_offset
 from .residual import Residual
 
 HELD_OUT = 5  # one image in so many chooses the ridge, and whether a layer moves at all
@@ -36,6 +39,7 @@ RIDGES = (1e-8, 1e2)  # where it ends; beside them inf: the means alone
 ROWS, ROWS_A_COLUMN = 50_000, 16  # output positions that are drawn, in all and for each column: the larger number of the two
 ROWS_A_GROUP = 2_000  # the least of a conv of many groups, which share ROWS: each has few columns
 BLOCK = 2**25  # bytes of rows that are multiplied at once
+PARTS = 8  # of the images, each summed by itself; as many processes can share the work
 COPIES = 6  # of a Gram matrix, at the worst: images that fit, that are held out, their sum, and what solving takes
 
 
@@ -86,7 +90,7 @@ def reconstruct(
     smaller: nn.Module,
     channels: ChannelMap,
     gone: Tensor,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Any,
     *,
     memory: int = MEMORY,
     seed: int = 0,
@@ -94,6 +98,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Repair `smaller`, which is `dense` without the units in `gone`, on images [n, channels, height, width]; no label is read.
 
+    `batches`: a sequence of (images, labels), or what gives every n-th batch by a slice; its batches fall into PARTS, whose
+    sums are added in their order, so that several processes (processes.py) come to the same sums as one.
     `channels`: of the dense network. `memory`: bytes for what both networks' forward passes hold (beyond it, files) and for
     each layer's Gram matrix. `device`: where the images lie. Raises SlimrankError for fewer than two images, for a
     Gram matrix that does not fit, for activations that are not finite, and for a network that torch.fx cannot follow.
@@ -145,7 +151,7 @@ class _Walk:
     @classmethod
     def start(
         cls, dense: nn.Module, smaller: nn.Module, channels: ChannelMap, gone: Tensor,
-        batches: Iterable[tuple[Tensor, Tensor]], memory: int, seed: int, device: str,
+        batches: Any, memory: int, seed: int, device: str,
     ) -> "_Walk":  # fmt: skip
         store, layers = Store(memory), list(channels.positions)
         copies = [clone(model).eval().requires_grad_(False) for model in (dense, smaller)]
@@ -155,11 +161,18 @@ class _Walk:
             Prefix(Program.of(model.to(device).to(memory_format=layout), layers), store, name)
             for model, name in zip(copies, ("dense", "cut"), strict=True)
         )
-        chunks: list[int] = []
-        for images, _ in batches:
-            for prefix in (full, cut):
-                prefix.begin(len(chunks), images.contiguous(memory_format=layout))
-            chunks.append(len(images))
+
+        def begin(part: int) -> list[int]:
+            """Take in the chunks of a part; the images of each."""
+            sizes: list[int] = []
+            for images, _ in batches[part::PARTS]:
+                for prefix in (full, cut):
+                    prefix.begin(part + PARTS * len(sizes), images.contiguous(memory_format=layout))
+                sizes.append(len(images))
+            return sizes
+
+        sizes = list(shared(begin, range(PARTS)))
+        chunks = [size for turn in zip_longest(*sizes) for size in turn if size is not None]
         if sum(chunks) < 2:
             raise SlimrankError(
                 "reconstruction needs 2 images at least, one to fit and one to judge; give more `data`, or leave it out"
@@ -178,68 +191,82 @@ class _Walk:
         residual = Residual.at(program, self.dense.program, node, norm)
         rectified = Rectified.behind(program, node, norm, residual, getattr(layer, "groups", 1)) if mean else None
         fit, held, rows = self._sums(name, layer, node, residual, keep=rectified is not None)
-        found = _fitted(name, layer, fit, held, mean)
-        if found.ridge is None:
+        found = alone(lambda: _fitted(name, layer, fit, held, mean))
+        ridge = found.ridge
+        if ridge is None:
             return found
         sliced = as_matrix(layer, layer.weight).double()
-        if rectified is not None and rows and found.ridge != inf:
-            fitted, matrix = rectified.refit(rows, fit, held, sliced, found.ridge)
+        if rectified is not None and rows and ridge != inf:
+            matrix, offset = rectified.refit(rows, fit, held, sliced, ridge)
         else:
-            fitted, matrix = solved(fit, held, mean, sliced, found.ridge)
-        _write(layer, norm, matrix, fitted.offset(matrix).flatten() if mean else None)
+            matrix, offset = alone(lambda: with_offset(*solved(fit, held, mean, sliced, ridge)))
+        _write(layer, norm, matrix, offset.flatten() if mean else None)
         return found
 
     def _sums(
         self, name: str, layer: Layer, node: fx.Node, residual: Residual | None, keep: bool
-    ) -> tuple[Sums, Sums, list[Rows]]:
+    ) -> tuple[Sums, Sums, list[list[Rows]]]:
         """What the layer reads in the cut network and should write, of the images that fit and of those held out; and, to
-        `keep` where they fit half of the memory, the rows themselves."""
+        `keep` where they fit half of the memory, the rows of each part themselves, where it is this process's."""
         stay, images = stays(self.channels.writes[name], self.gone), sum(self.chunks)
         kept = None if bool(stay.all()) else stay.nonzero().flatten()
-        sums: tuple[Sums, Sums] | None = None
-        rows: list[Rows] = []
+        rows: list[list[Rows]] = [[] for _ in range(PARTS)]
+        drawn: list[Positions] = []
         columns, groups = as_matrix(layer, layer.weight).shape[1], getattr(layer, "groups", 1)
-        for first, x, y, summands in self._pairs(name, node, residual):
-            grid = torch.Size() if isinstance(layer, nn.Linear) else y.shape[2:]
-            spots = max(1, max(ROWS // groups, ROWS_A_GROUP, ROWS_A_COLUMN * columns) // images)
-            positions = choose_positions(grid, spots, self.generator) if grid else None
-            rows_an_image = x.shape[1:-1].numel() if isinstance(layer, nn.Linear) else min(spots, grid.numel())
-            bytes_an_image = x.element_size() * columns * groups * rows_an_image
-            keep = keep and bytes_an_image * images <= self.memory // 2 and (residual is None or summands is not None)
-            if sums is None:
-                few = self._choose(name, groups, columns, rows_an_image * images)
-            step = max(1, BLOCK // bytes_an_image)
-            for start in range(0, len(x), step):
-                part = slice(start, start + step)
-                read, wanted, other = inputs(layer, x[part], grid, positions), outputs(layer, y[part], positions, kept), None
-                if summands is not None and residual is not None:
-                    other = outputs(layer, summands[1][part], positions)
-                    wanted = wanted + residual.asked_back(outputs(layer, summands[0][part], positions, kept) - other)
+
+        def of_part(part: int) -> tuple[Sums, Sums, bool] | None:
+            """Sums of a part's images, and whether their rows are kept; None where it has no images."""
+            sums: tuple[Sums, Sums] | None = None
+            keeps = keep
+            for number, x, y, summands in self._pairs(name, node, residual, part):
+                grid = torch.Size() if isinstance(layer, nn.Linear) else y.shape[2:]
+                spots = max(1, max(ROWS // groups, ROWS_A_GROUP, ROWS_A_COLUMN * columns) // images)
+                if not drawn:  # for all chunks at once, whoever has them
+                    drawn.extend(choose_positions(grid, spots, self.generator) if grid else None for _ in self.chunks)
+                positions, first = drawn[number], sum(self.chunks[:number])
+                rows_an_image = x.shape[1:-1].numel() if isinstance(layer, nn.Linear) else min(spots, grid.numel())
+                bytes_an_image = x.element_size() * columns * groups * rows_an_image
+                keeps = keeps and bytes_an_image * images <= self.memory // 2 and (residual is None or summands is not None)
                 if sums is None:
-                    empty = FewRows() if few else Moments.around(read, wanted)
-                    sums = empty, empty.empty()
-                for held, its in _parted(first + start, rows_an_image, read, wanted, other):
-                    sums[held].add(its.x, its.y)
-                    rows += [its] if keep else []
-        assert sums is not None
-        return *sums, rows
+                    few = self._choose(name, groups, columns, rows_an_image * images)
+                step = max(1, BLOCK // bytes_an_image)
+                for start in range(0, len(x), step):
+                    some = slice(start, start + step)
+                    read, wanted, other = (
+                        inputs(layer, x[some], grid, positions),
+                        outputs(layer, y[some], positions, kept),
+                        None,
+                    )
+                    if summands is not None and residual is not None:
+                        other = outputs(layer, summands[1][some], positions)
+                        wanted = wanted + residual.asked_back(outputs(layer, summands[0][some], positions, kept) - other)
+                    if sums is None:
+                        empty = FewRows() if few else Moments.around(read, wanted)
+                        sums = empty, empty.empty()
+                    for held, its in _parted(first + start, rows_an_image, read, wanted, other):
+                        sums[held].add(its.x, its.y)
+                        rows[part] += [its] if keeps else []
+            return None if sums is None else (*sums, keeps)
+
+        fit, held, keeps = _added(found for found in shared(of_part, range(PARTS), at_once=1) if found is not None)
+        self.dense.place, self.cut.place = self.dense.program.layers[name] + 1, self.cut.program.layers[name]
+        return fit, held, rows if keeps else []
 
     def _pairs(
-        self, name: str, node: fx.Node, residual: Residual | None
+        self, name: str, node: fx.Node, residual: Residual | None, part: int
     ) -> Iterator[tuple[int, Tensor, Tensor, tuple[Tensor, Tensor] | None]]:
-        """Chunk by chunk: its first image's number; what the layer reads in the cut network, what it writes in the dense one,
-        and what a residual sum adds there, in the dense and in the cut network."""
+        """Chunk by chunk of a part: its number; what the layer reads in the cut network, what it writes in the dense one, and
+        what a residual sum adds there, in the dense and in the cut network."""
         after, place = self.dense.program.layers[name] + 1, self.cut.program.layers[name]
         dense_node = self.dense.program.nodes[after - 1]
-        for number in range(len(self.chunks)):
+        for number in range(part, len(self.chunks), PARTS):
             full, cut = self.dense.advance(number, after), self.cut.advance(number, place)
             y, summands = full[dense_node], None
             if residual is not None and full[residual.dense].shape == y.shape:
                 summands = full[residual.dense], cut[residual.cut]
-            yield sum(self.chunks[:number]), cut[node.all_input_nodes[0]], y, summands
+            yield number, cut[node.all_input_nodes[0]], y, summands
             self.dense.keep(number, full)
             self.cut.keep(number, cut)
-        self.dense.place, self.cut.place = after, place
 
     def _choose(self, name: str, groups: int, columns: int, rows: int) -> bool:
         """Whether rows are kept instead of moments. Raises SlimrankError where neither fits the memory."""
@@ -250,6 +277,15 @@ class _Walk:
                 f"{min(by_moments, by_rows):,} bytes, so give at least that"
             )
         return rows < columns or by_moments > self.memory
+
+
+def _added(parts: Iterable[tuple[Sums, Sums, bool]]) -> tuple[Sums, Sums, bool]:
+    """Sums of all parts, added in their order; whether their rows are kept."""
+    total: tuple[Sums, Sums, bool] | None = None
+    for fit, held, keeps in parts:
+        total = (fit, held, keeps) if total is None else (total[0] + fit, total[1] + held, keeps)  # type: ignore[operator]
+    assert total is not None
+    return total
 
 
 def _parted(first: int, rows_an_image: int, x: Tensor, y: Tensor, other: Tensor | None) -> Iterator[tuple[bool, Rows]]:

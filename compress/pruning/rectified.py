@@ -6,15 +6,17 @@ and reuses the Gram matrix. Source: Zhang et al. 2016, "Accelerating Very Deep C
 Detection", section 3.2 (nonlinear case), with the auxiliary variable in closed form.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from ...processes import alone, shared
 from ..layerwise.equations import Equations, Sums, solved
 from ..layerwise.prefix import Program
 from .residual import LEAST_SCALE, Residual
@@ -61,41 +63,64 @@ class Rectified:
         shift = -norm.running_mean * scale if norm.bias is None else norm.bias - norm.running_mean * scale
         return cls(scale.view(groups, 1, -1), shift.view(groups, 1, -1), high)
 
-    def refit(self, rows: list[Rows], fit: Sums, held: Sums, sliced: Tensor, ridge: float) -> tuple[Equations, Tensor]:
-        """Normal equations of all rows, and the matrix [groups, columns, filters] that they give nearest to `sliced`.
+    def refit(self, parts: list[list[Rows]], fit: Sums, held: Sums, sliced: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """The matrix [groups, columns, filters] nearest to `sliced` that all rows give, and its offset.
 
         `fit`, `held`: of the rows, asked for what the dense network wrote. Passes end where the error behind the ReLU on
-        held-out rows does not fall.
+        held-out rows does not fall. `parts`: of the rows, as they are shared out.
         """
-        best = solved(fit, held, True, sliced, ridge)
-        least = inf
+        best = alone(lambda: _solved(fit, held, sliced, ridge))
+        least, now = inf, (fit, held)
         for _ in range(PASSES + 1):
-            fitted = fit.centred()
-            matrix = fitted.solve(sliced, ridge)
-            if matrix is None:
+            tried = alone(partial(_fitted, now[0], sliced, ridge))
+            if tried is None:
                 break
-            new_fit, new_held, error = self._asked_again(rows, fit, held, matrix, fitted.offset(matrix))
+            *asked, error = self._asked_again(parts, *now, *tried)
             if error >= least:
                 break
-            best, least = solved(fit, held, True, sliced, ridge), error
-            fit, held = new_fit, new_held
+            least, best = error, alone(partial(_solved, *now, sliced, ridge))
+            now = asked[0], asked[1]
         return best
 
     def _asked_again(
-        self, rows: Iterable[Rows], fit: Sums, held: Sums, matrix: Tensor, offset: Tensor
+        self, parts: list[list[Rows]], fit: Sums, held: Sums, matrix: Tensor, offset: Tensor
     ) -> tuple[Sums, Sums, float]:
         """Sums of the same rows with new wanted outputs, and the squared error of `matrix` behind the ReLU on held-out rows."""
-        sums, error = (fit.asked_anew(), held.asked_anew()), 0.0
-        for part in rows:
-            weight, bias = matrix.to(part.x), offset.to(part.x)[:, None]
-            between = self.shift if part.other is None else self.shift + part.other
-            wanted, given = self.scale * part.y + between, self.scale * (part.x @ weight + bias) + between
-            if part.held:
-                error += float((wanted.clamp(0, self.high) - given.clamp(0, self.high)).square().sum(dtype=torch.float64))
-            low, high = given.clamp(max=0), given.clamp(min=self.high)
-            asked = torch.where(wanted <= 0, low, torch.where(wanted >= self.high, high, wanted))
-            sums[part.held].ask(part.x, (asked - between) / self.scale)
-        return *sums, error
+
+        def of_part(rows: list[Rows]) -> tuple[Any, Any, float]:
+            sums, error = (fit.asked_anew(), held.asked_anew()), 0.0
+            for block in rows:
+                weight, bias = matrix.to(block.x), offset.to(block.x)[:, None]
+                between = self.shift if block.other is None else self.shift + block.other
+                wanted, given = self.scale * block.y + between, self.scale * (block.x @ weight + bias) + between
+                if block.held:
+                    error += float((wanted.clamp(0, self.high) - given.clamp(0, self.high)).square().sum(dtype=torch.float64))
+                low, high = given.clamp(max=0), given.clamp(min=self.high)
+                asked = torch.where(wanted <= 0, low, torch.where(wanted >= self.high, high, wanted))
+                sums[block.held].ask(block.x, (asked - between) / self.scale)
+            return sums[0].answers(), sums[1].answers(), error
+
+        every, total = (fit.asked_anew(), held.asked_anew()), 0.0
+        for new_fit, new_held, error in shared(of_part, parts, at_once=1):
+            every[0].take(new_fit)
+            every[1].take(new_held)
+            total += error
+        return *every, total
+
+
+def with_offset(fitted: Equations, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    return matrix, fitted.offset(matrix)
+
+
+def _solved(fit: Sums, held: Sums, sliced: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    return with_offset(*solved(fit, held, True, sliced, ridge))
+
+
+def _fitted(fit: Sums, sliced: Tensor, ridge: float) -> tuple[Tensor, Tensor] | None:
+    """Matrix and offset from the rows that fit alone; None where the system is singular."""
+    fitted = fit.centred()
+    matrix = fitted.solve(sliced, ridge)
+    return None if matrix is None else with_offset(fitted, matrix)
 
 
 def _bound(program: Program, node: fx.Node) -> float | None:
