@@ -135,7 +135,7 @@ def measured(args: argparse.Namespace) -> None:
         common = ["--checkpoint", net, "--data", args.data, "--into"]
         for way, (threads, processes) in WAYS.items():
             (Path(folder) / way).mkdir()
-            started(["--run", *common, f"{folder}/{way}"], threads, processes)
+            started(["--verbs", *common, f"{folder}/{way}"], threads, processes)
         started(["--communicate", *common, folder], 1, 2)
         for name in WORK:
             one, threads, two = (json.loads((Path(folder) / way / row_of(name)).read_text()) for way in WAYS)
@@ -157,10 +157,10 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
-    for inner in ("--run", "--communicate"):
+    for inner in ("--verbs", "--communicate"):
         parser.add_argument(inner, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.run:
+    if args.verbs:
         run_all(args.checkpoint, args.data, args.into)
     elif args.communicate:
         communicate(args.into)
