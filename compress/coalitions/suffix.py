@@ -97,7 +97,9 @@ class Suffix:
         base_output = self._read(x, base)
         for mask, change in zip(masks, _differences(masks, base), strict=True):
             images = self._active_images(chunk, change[0][0]) if len(change) == 1 else None
-            if not incremental:
+            if not change:  # the base itself
+                yield base_output[:0], torch.zeros(0, dtype=torch.long, device=base_output.device)
+            elif not incremental:
                 yield self._read(x if images is None else x[images], mask), images
             elif images is not None:
                 unit, sign = change[0]

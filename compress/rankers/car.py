@@ -90,16 +90,15 @@ class LayerCar:
 def one_shot(game: Coalitions) -> LayerCar:
     """CAR of every unit, from the whole network."""
     everyone = torch.ones(game.n, dtype=torch.bool)
-    whole = game.play(everyone[None], likelihood=True)
-    without = game.without_each(everyone, list(range(game.n)), likelihood=True)
-    assert whole.likelihood is not None
-    assert without.likelihood is not None
-    lost = whole.by_class - without.by_class  # images, [units, classes]
+    masks = torch.cat([everyone[None], ~torch.eye(game.n, dtype=torch.bool)])
+    found = game.play(masks, base=everyone, likelihood=True)
+    assert found.likelihood is not None
+    lost = found.by_class[0] - found.by_class[1:]  # images, [units, classes]
     class_images = game.class_images.tolist()
     return LayerCar(
         car=[images / game.images for images in lost.sum(1).tolist()],
         by_class=[[images / n if n else None for images, n in zip(row, class_images, strict=True)] for row in lost.tolist()],
-        ties=(whole.likelihood - without.likelihood).tolist(),
+        ties=(found.likelihood[0] - found.likelihood[1:]).tolist(),
     )
 
 
