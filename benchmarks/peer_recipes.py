@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import torch
 import torch_pruning
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
@@ -169,7 +169,7 @@ def onnxruntime_int8(one: Network, path: Path, out: Path) -> dict:
     quant_pre_process(str(path), str(prepared))
     quantize_static(
         str(prepared), str(out), Fed(one.feeds(4)), quant_format=QuantFormat.QDQ, per_channel=True,
-        calibrate_method=CalibrationMethod.MinMax,
+        calibrate_method=CalibrationMethod.MinMax, activation_type=QuantType.QUInt8,  # three times as fast as its default here
     )  # fmt: skip
     prepared.unlink()
     return {}

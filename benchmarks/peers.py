@@ -17,7 +17,7 @@ one core, without training. Peers cut to half of the MACs, or as near below as t
 - fasterai: its tutorial's Pruner (large_final, local);
 - onnxsim: simplified, structured pruning by Wanda's criterion, its closed-form fit after it; a file, which nobody trains;
 - comprexx: its README's stage (30 % of the filters, l1, global). It sets filters to zero and cuts none;
-- ONNX Runtime: static int8 of the dense network (QDQ, least and greatest values, per channel), 128 images;
+- ONNX Runtime: static int8 of the dense network (QDQ, least and greatest values, per channel, unsigned), 128 images;
 - plain widths: slimrank's default widths, weights drawn anew and trained as long.
 
 Rows are saved as they come to results/peers.json; files lie in --cache; run again to go on. Times are from one interleaved run
