@@ -29,9 +29,8 @@ NETWORKS = {"resnet20-cifar": 32, "resnet18": 64}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--busy", action="store_true", help="keep rows of a busy machine apart, in bench_twice_busy.json")
     args = parser.parse_args()
-    rows = Rows("bench_twice_busy" if args.busy else "bench_twice", args.minutes, machine=machine().to_dict())
+    rows = Rows("bench_twice", args.minutes, machine=machine().to_dict())
     with tempfile.TemporaryDirectory() as folder:
         try:
             for name, size in NETWORKS.items():
