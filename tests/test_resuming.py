@@ -58,6 +58,17 @@ def test_trials_of_a_killed_compress_are_not_run_again(killed, trained, tmp_path
     assert slim[0].read_bytes() == slim[1].read_bytes()
 
 
+def test_a_cut_that_was_read_back_is_the_cut_that_was_made(killed, trained, tmp_path, monkeypatch):
+    """Killed after its last trial: nothing is left to train, and the file is the same, bit for bit."""
+    folder = killed[0]
+    shutil.copytree(folder / "killed", tmp_path / "late")
+    for path in (folder / "whole" / "stages").glob("trial*"):
+        shutil.copy(path, tmp_path / "late" / "stages")
+    monkeypatch.setattr(pruning, "train", None)
+    pipeline.start(trained, tmp_path / "late", OPTIONS).finish()
+    assert (tmp_path / "late" / "slim.safetensors").read_bytes() == (folder / "whole" / "slim.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("wrong", ['{"0.5": 99.0}', '{"0.5": "0.9"}', '{"0.5": NaN}', "[1]", '{"0.5"'])
 def test_damaged_trials_are_refused(killed, trained, tmp_path, wrong):
     shutil.copytree(killed[0] / "killed", tmp_path / "killed")
