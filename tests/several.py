@@ -1,6 +1,6 @@
 """Run commands in several processes each, as torchrun does, without its cost: one import of torch, then forks.
 
-`python -m slimrank.tests.several JOBS.json`: a list of jobs, each a list of the words of one process. What process R of job J
+`python several.py JOBS.json`: a list of jobs, each a list of the words of one process. What process R of job J
 printed is in J-R.out and J-R.err beside the file, its exit status in J-R.status. A process whose words are ["kill", ...] is
 killed as soon as it is one of the job; one whose words are ["fail", ...] meets logits that are NaN.
 """
