@@ -56,11 +56,8 @@ class Several:
         texts = [[text] * 2 for text in (*SAME.values(), *NEAR.values())] + [both for both, _ in REFUSED.values()]
         jobs = [[self.words(text, "two") for text in both] for both in texts]
         (folder / "jobs.json").write_text(json.dumps(jobs))
-        command = [
-            sys.executable,
-            Path(__file__).with_name("several.py"),
-            folder / "jobs.json",
-        ]  # an installed slimrank has no tests
+        several = Path(__file__).with_name("several.py")  # by its place: an installed slimrank has no tests
+        command = [sys.executable, several, folder / "jobs.json"]
         subprocess.run(command, check=True, timeout=400)
 
     def words(self, text, out):
