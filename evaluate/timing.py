@@ -18,6 +18,9 @@ class Timing:
         """Raise SlimrankError for settings that cannot be timed on this machine."""
         from .latency import check_settings
 
+        for name in ("batch", "threads", "providers"):
+            if not getattr(self, name):
+                raise SlimrankError(f"`{name}` is empty; name at least one")
         check_settings(self.providers, self.batch, self.threads)
         return self
 

@@ -88,6 +88,7 @@ class FloatFile:
                 {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits keep their digits
             )  # fmt: skip
             quantizer.quantize_model()
+            quantizer.model.topological_sort()  # as ONNX demands; ONNX Runtime alone reads it in any order
         written: onnx.ModelProto = quantizer.model.model
         _tidy(written, self.model)
         external: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from slimrank.evaluate.machine import ISA, Watch, machine
 from slimrank.evaluate.ratio import ratio
 from slimrank.evaluate.runner import Runner
 from slimrank.evaluate.startup import start
+from slimrank.evaluate.timing import Timing
 from slimrank.evaluate.tune import best_settings
 from slimrank.export.to_onnx import size
 
@@ -92,6 +93,12 @@ def test_a_busy_machine_is_told(tmp_path, monkeypatch, others, busy):
     found = latency.compare({"a": written(tmp_path / "m.onnx")}, **QUICK)
     cores = found.machine.cores
     assert found.to_dict()["busy"] == busy == (f"busy machine: other programs kept 1.7 of {cores} cores" in str(found))
+
+
+@pytest.mark.parametrize("name", ["batch", "threads", "providers"])
+def test_nothing_to_time_is_one_line(name):
+    with pytest.raises(SlimrankError, match=f"`{name}` is empty"):
+        Timing(**{name: ()}).check()
 
 
 def test_a_wide_interval_is_told():

@@ -20,6 +20,7 @@ from slimrank.evaluate.data import open_data
 from slimrank.evaluate.dataspec import DataSpec
 from slimrank.evaluate.kernels import Kernel, profile
 from slimrank.evaluate.latency import Comparison, Speedup, machine
+from slimrank.evaluate.onnx_macs import count_onnx
 from slimrank.evaluate.runner import Runner
 from slimrank.export import int8, mixed
 from slimrank.export.calibration import calibrate
@@ -136,6 +137,12 @@ def test_what_quantises_itself_is_refused(file, ranges, tmp_path):
     path = file.write(tmp_path / "q.onnx", ranges["minmax"])
     with pytest.raises(SlimrankError, match="quantises itself already"):
         FloatFile(path)
+
+
+def test_the_file_is_as_onnx_demands_and_counts_as_the_float_one(file, ranges, tmp_path):
+    out = file.write(tmp_path / "int8.onnx", ranges["minmax"])
+    onnx.checker.check_model(out, full_check=True)
+    assert count_onnx(out).macs == count_onnx(file.path).macs > 0
 
 
 def test_infinite_activations_are_told_in_one_line(file):
