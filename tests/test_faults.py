@@ -1,5 +1,6 @@
 """tests/faults in a process of its own: it forks the process that it runs in, which must hold no threads of other tests."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,5 +10,6 @@ FAULTS = Path(__file__).with_name("faults")
 
 def test_faults():
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", "0", "--dist", "no", FAULTS]
-    done = subprocess.run(command, cwd=FAULTS.parents[1], capture_output=True, text=True, timeout=400)
+    heeded = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 (a shell's background jobs ignore it)
+    done = subprocess.run(command, cwd=FAULTS.parents[1], capture_output=True, text=True, timeout=400, preexec_fn=heeded)
     assert done.returncode == 0, done.stdout[-4000:]
