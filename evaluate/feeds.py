@@ -16,12 +16,14 @@ def stored(path: Path) -> Feed:
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one bare array")
+            raise SlimrankError(
+                f"`inputs` {path} holds one bare array; write it with numpy.savez, the array called as the input"
+            )
         with file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
-        raise SlimrankError(f"`inputs` {path} is no .npz file of arrays ({reason}); write it with numpy.savez") from error
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""  # NumPy's advises to unpickle
+        raise SlimrankError(f"`inputs` {path} is no .npz file of arrays{reason}; write it with numpy.savez") from error
 
     def images(runner: Runner, batch: int) -> np.ndarray:
         name = runner.input.name if runner.input.name in arrays else next(iter(arrays), "")

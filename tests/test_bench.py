@@ -256,7 +256,7 @@ def test_images_that_do_not_fit_are_one_line(tmp_path, arrays, says):
 def test_what_is_no_npz_file_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "i.npz").write_bytes(content)
-    with pytest.raises(SlimrankError, match=r"is no \.npz file of arrays"):
+    with pytest.raises(SlimrankError, match=r"i\.npz (is no \.npz file of arrays|holds one bare array)(?!.*pickle)"):
         bench({"a": written(tmp_path / "m.onnx")}, **QUICK, inputs=tmp_path / "i.npz")
 
 
