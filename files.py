@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,6 +20,7 @@ from .processes import alone
 
 LARGEST = 2**26  # bytes of a file that is read whole
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota and a limit on file sizes raise
+OURS = re.compile(r"\..+\.(\d+|[a-z0-9_]{8})\.tmp")  # of `_temporary` and Scratch: a process's number, or a random name
 T = TypeVar("T")
 
 
@@ -66,7 +68,8 @@ def settle(written: Path, path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what processes that were killed were writing in a folder; nobody else may be at work there."""
     for left in folder.glob(".*.tmp"):
-        clear(left)
+        if OURS.fullmatch(left.name):
+            clear(left)
 
 
 def clear(path: Path) -> None:

@@ -167,7 +167,7 @@ def _attempt(job: Job, work: Callable[[], R]) -> R | _Failed:
     job.within = True
     try:
         return work()
-    except Exception as error:
+    except Exception as error:  # whatever it is, it is raised again in every process
         return _Failed(error)
     finally:
         job.within = False
@@ -193,7 +193,7 @@ def _sendable(outcome: Any) -> Any:
     try:
         pickle.loads(pickle.dumps(outcome))
         return outcome
-    except Exception:
+    except Exception:  # an error's class may raise anything when it is packed or unpacked
         return _Failed(RuntimeError(f"{type(outcome.error).__name__}: {outcome.error}"))
 
 

@@ -112,7 +112,7 @@ def install(mutant: Mutant) -> bool:
     try:
         sys.modules[module.__name__] = new  # dataclasses look their module up
         exec(compile(mutant.source, str(module.__file__), "exec"), new.__dict__)
-    except Exception:
+    except Exception:  # a mutant may raise anything
         return True
     finally:
         sys.modules[module.__name__] = module

@@ -200,7 +200,7 @@ class Trial:
         """Run tests on a mutant; the process ends with status 1 where one fails, with 98 where the mutant cannot be put in."""
         try:
             killed = install(mutant)
-        except Exception:
+        except Exception:  # of putting it in, whatever it is: told by the status
             os._exit(98)
         if killed:
             os._exit(1)

@@ -56,7 +56,7 @@ def become(rank: int, count: int, place: int, words: list[str], into: Path) -> N
         status = main(words)
     except SystemExit as usage:
         status = int(usage.code or 0)
-    except BaseException:
+    except BaseException:  # nothing may leave a forked copy of the tests' process
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -184,11 +184,13 @@ def test_a_fingerprint_follows_the_files(tmp_path):
 def test_a_run_that_was_killed_is_taken_over_and_its_leftovers_go(finished):
     (finished / ".running").write_text("123\n")
     (finished / ".model.onnx.123.tmp").write_text("half")
-    (finished / "stages" / ".dense.onnx.x.tmp").mkdir()
+    (finished / "stages" / ".dense.onnx.k3_9x0ab.tmp").mkdir()
+    (finished / ".notes.tmp").write_text("the user's own")
     with opened(finished, budget=0.5) as folder:
         assert folder.taken_over == f"the run in {finished} (process 123) was killed; going on from what it left"
         assert list(folder.done) == list(STAGES)
-    assert {path.name for path in finished.rglob(".*")} <= {".lock"}
+    assert {path.name for path in finished.rglob(".*")} <= {".lock", ".notes.tmp"}
+    assert (finished / ".notes.tmp").exists()
     with opened(finished, budget=0.5) as folder:
         assert not folder.taken_over
 

@@ -11,6 +11,7 @@ fall keeps what it had.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import zip_longest
 from math import inf, isfinite
 from typing import Any
@@ -232,11 +233,8 @@ class _Walk:
                 step = max(1, BLOCK // bytes_an_image)
                 for start in range(0, len(x), step):
                     some = slice(start, start + step)
-                    read, wanted, other = (
-                        inputs(layer, x[some], grid, positions),
-                        outputs(layer, y[some], positions, kept),
-                        None,
-                    )
+                    read, wanted = inputs(layer, x[some], grid, positions), outputs(layer, y[some], positions, kept)
+                    other = None
                     if summands is not None and residual is not None:
                         other = outputs(layer, summands[1][some], positions)
                         wanted = wanted + residual.asked_back(outputs(layer, summands[0][some], positions, kept) - other)
@@ -279,13 +277,9 @@ class _Walk:
         return rows < columns or by_moments > self.memory
 
 
-def _added(parts: Iterable[tuple[Sums, Sums, bool]]) -> tuple[Sums, Sums, bool]:
-    """Sums of all parts, added in their order; whether their rows are kept."""
-    total: tuple[Sums, Sums, bool] | None = None
-    for fit, held, keeps in parts:
-        total = (fit, held, keeps) if total is None else (total[0] + fit, total[1] + held, keeps)  # type: ignore[operator]
-    assert total is not None
-    return total
+def _added(parts: Iterable[tuple[Any, Any, bool]]) -> tuple[Any, Any, bool]:
+    """Sums of all parts, one kind of `Sums`, added in their order; whether the rows of every part are kept."""
+    return reduce(lambda one, other: (one[0] + other[0], one[1] + other[1], one[2] and other[2]), parts)
 
 
 def _parted(first: int, rows_an_image: int, x: Tensor, y: Tensor, other: Tensor | None) -> Iterator[tuple[bool, Rows]]:

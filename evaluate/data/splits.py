@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,25 +47,22 @@ class Data:
     @property
     def fingerprint(self) -> str:
         """A hash that changes when a picture file does: of every name, size and time of change. No picture is read."""
+        return self._hashed(lambda known: (known.st_size, known.st_mtime_ns))
+
+    @property
+    def listing(self) -> str:
+        """A hash of classes, and of every picture's path and size; the same on machines that have copies of the files."""
+        return hashlib.sha256(repr((self.classes, self._hashed(lambda known: known.st_size))).encode()).hexdigest()[:12]
+
+    def _hashed(self, told: Callable[[os.stat_result], object]) -> str:
+        """A hash of the path of every picture file, and of what is `told` of it."""
         digest = hashlib.sha256()
         for images in (self.train, self.validation, self.test):
             for picture in images.pictures if images is not None else ():
                 if isinstance(picture, (str, Path)):
-                    known = os.stat(picture) if os.path.exists(picture) else None
-                    told = (os.fsencode(picture), known and (known.st_size, known.st_mtime_ns))
-                    digest.update(repr(told).encode())
+                    known = told(os.stat(picture)) if os.path.exists(picture) else None
+                    digest.update(repr((os.fsencode(picture), known)).encode())
         return digest.hexdigest()
-
-    @property
-    def listing(self) -> str:
-        """A hash of every picture's name and size; the same on machines that have copies of the files."""
-        digest = hashlib.sha256(repr(self.classes).encode())
-        for images in (self.train, self.validation, self.test):
-            for picture in images.pictures if images is not None else ():
-                if isinstance(picture, (str, Path)):
-                    size = os.path.getsize(picture) if os.path.exists(picture) else None
-                    digest.update(repr((os.fsencode(picture), size)).encode())
-        return digest.hexdigest()[:12]
 
     def classes_for(self, what: str) -> list[str]:
         """The class names; raises SlimrankError, which says that `what` needs labels, where there are none."""
