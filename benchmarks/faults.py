@@ -105,6 +105,7 @@ def main() -> None:
     options.add_argument("--name", default="faults", help="of the file in benchmarks/results")
     asked = options.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     words = ["compress", str(Path(asked.checkpoint).resolve()), "--data", asked.data, "--head", "linear", "--batch", "1"]
     words += [] if asked.model is None else ["--model", asked.model]
     words += ["--epochs", "1", "--lr", "0.01", "--limit", str(asked.limit)]
