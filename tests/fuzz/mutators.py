@@ -100,6 +100,6 @@ def text(content: str, rng: random.Random) -> str:
             cells[rng.randrange(len(cells))] = str(rng.choice(ODD))[:3000]
             lines[at] = ",".join(cells)
         else:
-            lines[at] = raw(lines[at].encode(), rng).decode("utf-8", "replace")
+            lines[at] = raw(lines[at].encode("utf-8", "replace"), rng).decode("utf-8", "replace")
         lines = lines or [""]
     return "\n".join(lines)
