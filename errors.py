@@ -6,13 +6,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+MOST = 1500  # characters of an error
+
 
 class SlimrankError(Exception):
     """Bad input, told in one line: what, why, what to do.
 
     A parameter stands between backticks, as in "`min_filters` is 0, must be at least 1". Python users read it so; the
-    command line prints its flag (`flagged`).
+    command line prints its flag (`flagged`). What a file says of itself has any length: a long line loses its middle.
     """
+
+    def __str__(self) -> str:
+        words = super().__str__()
+        return words if len(words) <= MOST else f"{words[: MOST * 2 // 3]} ... {words[-MOST // 3 :]}"
 
 
 class SlimrankWarning(UserWarning):

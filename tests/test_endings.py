@@ -24,6 +24,7 @@ from slimrank.evaluate.data import Preprocessing, open_data
     ("error", "line", "status"),
     [
         (SlimrankError("`size` is 0;\nmust be 1"), "error: `size` is 0; must be 1", 1),
+        (SlimrankError("x is " + "y" * 10**5 + "; mend it"), "error: x is " + "y" * 995 + " ... " + "y" * 491 + "; mend it", 1),
         (KeyboardInterrupt(), "error: interrupted; `slimrank train` goes on when run again", 130),
         (Terminated("terminated"), "error: terminated; `slimrank train` goes on when run again", 143),
         (BrokenPipeError(), "", 1),

@@ -1,11 +1,15 @@
 """Other people's files: weights wherever they lie and whatever their names begin with, and what holds no weights."""
 
 import argparse
+import bz2
 import gzip
 import io
+import lzma
+import resource
 import tarfile
 import warnings
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,16 +310,31 @@ def npz() -> bytes:
         (b"\n<!DOCTYPE html><html></html>", "web page"),
         (b"\x89HDF\r\n\x1a\n" + bytes(64), "Keras"),
         (gzip.compress(b"weights"), "gzip"),
+        (lzma.compress(b"weights"), "xz"),
+        (bz2.compress(b"weights"), "bzip2"),
         (tar(), "tar"),
         (npz(), "NumPy"),
     ],
-    ids=["git lfs", "html", "hdf5", "gzip", "tar", "npz"],
+    ids=["git lfs", "html", "hdf5", "gzip", "xz", "bzip2", "tar", "npz"],
 )
 def test_sound_files_of_another_kind_are_named(tmp_path, content, what):
     (tmp_path / "other.pt").write_bytes(content)
     with pytest.raises(SlimrankError, match=what) as caught:
         load(tmp_path / "other.pt", model=SMALL)
     assert "damaged" not in str(caught.value)
+
+
+def test_nothing_is_unpacked_to_see_what_it_is(tmp_path):
+    """Python's tarfile.is_tarfile tries every compression, and xz asks for as much memory as a file says."""
+    (tmp_path / "x.safetensors").write_bytes(b"\x5d\xff\xff\xff\xff" + b"\xff" * 8 + bytes(1000))
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, limits[1]))
+    try:
+        with pytest.raises(SlimrankError, match="damaged or no safetensors file"):
+            load(tmp_path / "x.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 @pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(1, 3, 16, 16))])

@@ -1,7 +1,6 @@
 """What a file is, by what is in it: its name says what somebody called it."""
 
 import re
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,8 +12,11 @@ OTHERS = {  # how a file begins that is no checkpoint -> what it is, what to do
     b"<": ("a web page, not the weights", "download the file itself"),
     b"\x89HDF": ("an HDF5 file, as Keras writes them", "slimrank reads PyTorch's checkpoints"),
     b"\x1f\x8b": ("compressed with gzip", "unpack it first"),
+    b"\xfd7zXZ": ("compressed with xz", "unpack it first"),
+    b"BZh": ("compressed with bzip2", "unpack it first"),
 }
 SAVED = (b"PK\x03\x04", b"\x80")  # of what torch.save writes: an archive, before 1.6 a pickle
+TAR = slice(257, 262)  # bytes of a tar archive that say so; Python's own look would unpack the file to see
 DEFLATED = 4  # bytes out of each byte of an archive; torch.save does not compress
 SPARE = 2**20  # bytes that any archive may hold
 
@@ -41,7 +43,7 @@ def refuse_others(path: Path) -> None:
         known = "an archive of torch.export", SAVE
     elif names and all(name.endswith(".npy") for name in names):
         known = "an archive of NumPy", SAVE
-    elif not names and tarfile.is_tarfile(path):
+    elif _start(path, TAR.stop)[TAR] == b"ustar":
         known = "a tar archive", "unpack it first"
     elif path.suffix.lower() == ".safetensors" and start.startswith(SAVED):
         known = "what torch.save writes, not safetensors", "if it is yours, call it .pt"
@@ -63,9 +65,9 @@ def check_archive(path: Path) -> bool:
     return any(member.filename.endswith("/constants.pkl") for member in members)
 
 
-def _start(path: Path) -> bytes:
+def _start(path: Path, size: int = 64) -> bytes:
     with path.open("rb") as file:
-        return file.read(64)
+        return file.read(size)
 
 
 def _members(path: Path) -> list[zipfile.ZipInfo]:
