@@ -17,14 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def _conv(out: Tensor, args: tuple[Any, ...]) -> int:
-    one_filter: Tensor = args[1][0]  # every output element sums over one
-    return out.numel() * one_filter.numel()
-
-
 def _convolution(out: Tensor, args: tuple[Any, ...]) -> int:
-    transposed = args[6]
-    return args[0].numel() * int(args[1][0].numel()) if transposed else _conv(out, args)
+    x, weight, transposed = args[0], args[1], args[6]
+    summed = x if transposed else out  # every element meets one filter
+    return int(summed.numel() * weight[0].numel())
 
 
 def _attention(out: Tensor, args: tuple[Any, ...]) -> int:
@@ -33,11 +29,7 @@ def _attention(out: Tensor, args: tuple[Any, ...]) -> int:
 
 
 FORMULAS: dict[str, Callable[[Tensor, tuple[Any, ...]], int]] = {
-    "conv1d": _conv,
-    "conv2d": _conv,
-    "conv3d": _conv,
     "convolution": _convolution,
-    "conv_transpose2d": lambda out, args: args[0].numel() * args[1][0].numel(),
     "linear": lambda out, args: out.numel() * args[1].shape[-1],
     "matmul": lambda out, args: out.numel() * args[0].shape[-1],
     "mm": lambda out, args: out.numel() * args[0].shape[-1],

@@ -307,3 +307,24 @@ def test_what_no_rule_follows_stays_and_says_why(operator):
     group = channel_map(Between(function).eval(), torch.randn(1, 3, 10, 10)).group("first")
     assert group.fixed
     assert why in group.why
+
+
+def test_what_reads_a_weight_outside_its_layer_pins_what_it_reads():
+    """No hook of the layer sees it: the channels could not be masked."""
+
+    class Borrows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = (nn.Conv2d(3 if first else 12, 12, 3) for first in (True, False, False))
+            self.classifier, self.other = nn.Linear(12, 5), nn.Parameter(torch.zeros(12))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.conv2d(self.one(x).relu(), self.two.weight, self.other).relu()
+            return self.classifier(self.three(x).mean((2, 3)))
+
+    model, x = Borrows().double().eval(), torch.randn(1, 3, 10, 10, dtype=torch.float64)
+    groups = {name: channel_map(model, x).group(name) for name in ("one", "two", "three")}
+    assert not groups["one"].prunable
+    assert "the weight of two is read outside its own forward()" in groups["one"].why
+    assert cut_exactly(model, "two").two.out_channels == 11
+    assert cut_exactly(model, "three").three.out_channels == 11

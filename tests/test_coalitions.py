@@ -6,18 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.coalitions import activations, powerset
+from slimrank.compress.coalitions import activations, powerset, suffix
 from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.coalitions.powerset import bits, power_set
-from slimrank.compress.coalitions.sites import Site
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import open_data
 
 from .reference import hits, naive_logits
-from .test_surgery import lively
-from .toy_models import PickingNet
 
 
 @pytest.fixture(scope="module")
@@ -99,48 +96,6 @@ def test_hard_first_and_floor_change_no_count(real):
     assert game.passes - passes < passes
 
 
-@pytest.fixture(scope="module", params=[
-    ("resnet18", 32), ("mobilenet_v2", 32), ("densenet121", 32), ("squeezenet1_1", 64), ("shufflenet_v2_x0_5", 32),
-    ("efficientnet_b0", 32), ("regnet_y_400mf", 32), ("vgg16-cifar", 32), ("alexnet", 64), ("googlenet", 64),
-], ids=lambda param: param[0])  # fmt: skip
-def family(request):
-    """Concat, depthwise, squeeze-excite, channel shuffle, hidden linear layers: model, channels, batches."""
-    name, size = request.param
-    torch.manual_seed(0)
-    model = lively(zoo.build(name, {"num_classes": 7}))
-    x = torch.randn(6, 3, size, size, dtype=torch.float64)
-    return model, channel_map(model, x[:1]), [(x, torch.arange(6) % 7)]
-
-
-@pytest.mark.parametrize("place", ["first", "middle", "last"])
-def test_every_family_is_split_and_counted_as_masked(family, place):
-    model, channels, batches = family
-    names = channels.chosen(None)
-    layer = names[{"first": 0, "middle": len(names) // 2, "last": -1}[place]]
-    game = Coalitions(model, channels, layer, batches, classes=7, dtype=torch.float64)
-    assert not game.split.whole
-    masks = torch.rand(2, game.n, generator=torch.Generator().manual_seed(2)) < 0.7
-    masks[:, list(channels.group(layer).fixed)] = True
-    same(game, model, channels, layer, batches, masks)
-
-
-class Untraceable(PickingNet):
-    def forward(self, x):
-        return super().forward(x) if float(x.mean()) < 1e9 else x
-
-
-def test_a_network_that_cannot_be_traced_runs_whole():
-    model = lively(Untraceable("chunk"))
-    x = torch.randn(8, 3, 8, 8, dtype=torch.float64)
-    labels = torch.arange(8) % 5
-    channels = channel_map(model, x[:1])
-    game = Coalitions(model, channels, "stem", [(x, labels)], classes=5, dtype=torch.float64)
-    assert "cannot be split here" in game.notes[0]
-    masks = torch.rand(3, game.n, generator=torch.Generator().manual_seed(2)) < 0.6
-    same(game, model, channels, "stem", [(x, labels)], masks)
-    assert (game.evaluations, game.passes) == (3, 3 * 8)
-
-
 def test_splitting_leaves_the_model_alone(real):
     model, channels, batches, _ = real
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -167,7 +122,7 @@ def small(monkeypatch):
     channels = channel_map(model, x[:1])
     batches = [*zip(x.split([1, 13, 16]), labels.split([1, 13, 16]), strict=True)]
 
-    def game(memory=2**30, **options):
+    def game(memory=2**30, batches=batches, **options):
         return Coalitions(model, channels, "0", batches, classes=3, memory=memory, dtype=torch.float64, **options)
 
     game.model, game.channels, game.batches, game.labels = model, channels, batches, labels
@@ -191,9 +146,46 @@ def test_images_that_do_not_fit_the_memory_are_run_again(small, kept):
 
 
 @pytest.mark.parametrize(("cache", "rows"), [(1, 8), (20 * IMAGE + 1, 20), (2**30, 4096)])
-def test_chunks_fit_the_cache(small, monkeypatch, cache, rows):
+@pytest.mark.parametrize("first", [1, 7, 30])
+def test_chunks_fit_the_cache(small, monkeypatch, cache, rows, first):
     monkeypatch.setattr(activations, "CHUNK_BYTES", cache)
-    assert small().activations.rows == rows
+    images, labels = (torch.cat(parts) for parts in zip(*small.batches, strict=True))
+    batches = zip(images.split(first), labels.split(first), strict=True)
+    assert small(batches=[*batches]).activations.rows == rows
+
+
+def test_a_chunk_may_lack_a_class(small):
+    images = torch.cat([images for images, _ in small.batches])
+    labels = torch.arange(30) // 10
+    game = small(batches=[(images, labels)])
+    assert game.class_images.tolist() == [10, 10, 10]
+    same(game, small.model, small.channels, "0", [(images, labels)], bits(torch.arange(16), 4))
+
+
+@pytest.mark.parametrize(("cache", "together"), [(1, [1] * 5), (2 * 8 * PART // 4, [2, 2, 1]), (2**30, [5])])
+def test_coalitions_whose_layers_behind_fit_the_cache_run_together(small, monkeypatch, cache, together):
+    monkeypatch.setattr(suffix, "CHUNK_BYTES", cache)
+    game = small()
+    parts = list(game.suffix.logits(next(game.chunks()), bits(torch.arange(5), 4), None, repeated=False))
+    assert [tuple(part.shape) for part in parts] == [(n, 8, 3) for n in together]
+
+
+def test_near_a_base_units_that_are_silent_on_some_images_and_those_that_are_not_keep_their_order(small):
+    """Filters 1 and 3 are active on half of the images and run on these alone; the others run together."""
+    conv = small.model[0]
+    images = torch.cat([images for images, _ in small.batches])
+    with torch.no_grad():
+        largest = conv(images).flatten(2).amax(2)
+        conv.bias[[1, 3]] -= largest.median(0).values[[1, 3]]
+        active = (conv(images).flatten(2).amax(2) > 0).sum(0).tolist()
+    assert active[1::2] == [15, 15]
+    game = small()
+    base = torch.ones(4, dtype=torch.bool)
+    near = ~torch.eye(4, dtype=torch.bool)[[0, 1, 2, 3, 0, 0, 1, 1, 2]]
+    for _ in range(2):
+        passes = game.passes
+        same(game, small.model, small.channels, "0", small.batches, near, base=base)
+        assert game.passes - passes == sum(30 if unit % 2 == 0 else 15 for unit in (0, 1, 2, 3, 0, 0, 1, 1, 2))
 
 
 @pytest.mark.parametrize(("memory", "parts"), [(0, 0), (30 * IMAGE + 24 * PART, 3), (30 * (IMAGE + PART), 4)])
@@ -245,35 +237,6 @@ def test_evaluations_count_coalitions_and_passes_what_was_run(small):
     game.without_each(torch.ones(4, dtype=torch.bool), [0, 2])
     assert (game.evaluations, game.notes) == (18, [])
     assert game.passes <= 18 * 30
-
-
-LAYERS = {
-    "linear": (torch.nn.Linear(6, 4), (5, 6)),
-    "linear on tokens": (torch.nn.Linear(6, 4), (5, 3, 6)),
-    "conv1d": (torch.nn.Conv1d(6, 4, 3), (5, 6, 9)),
-    "conv": (torch.nn.Conv2d(6, 4, 3, stride=2, padding=(2, 1), dilation=(1, 2), bias=False), (5, 6, 9, 8)),
-    "conv of groups": (torch.nn.Conv2d(6, 4, 3, groups=2), (5, 6, 9, 8)),
-    "conv, same": (torch.nn.Conv2d(6, 4, 3, padding="same"), (5, 6, 9, 8)),
-    "conv, circular": (torch.nn.Conv2d(6, 4, 3, padding=1, padding_mode="circular"), (5, 6, 9, 8)),
-    "conv3d": (torch.nn.Conv3d(6, 4, 2), (5, 6, 3, 4, 5)),
-}
-
-
-@pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS)
-def test_a_site_multiplies_the_channels_of_its_units(layer, shape):
-    """Channels of no unit (-1) stay; without a scale the layer is as it was."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator)
-    site = Site(layer, torch.tensor([0, 2, -1, 1, 0, -1]))
-    assert torch.equal(site(x), layer(x))
-    site.scale = torch.tensor([0.5, 0.0, -2.0])
-    factors = torch.tensor([0.5, -2, 1, 0, 0.5, 1])
-    scaled = x * factors if layer.weight.dim() == 2 else (x.movedim(1, -1) * factors).movedim(-1, 1)
-    torch.testing.assert_close(site(x), layer(scaled))
-    if site.dense:
-        bias = site.apply_weight(x, layer.weight) - site.apply_weight(x, layer.weight, bias=False)
-        expected = torch.zeros(4) if layer.bias is None else layer.bias
-        torch.testing.assert_close(bias.movedim(site.axis, -1), expected.expand_as(bias.movedim(site.axis, -1)))
 
 
 @settings(deadline=None, max_examples=20)

@@ -278,6 +278,15 @@ def test_a_plan_says_what_it_was_asked_for_and_what_it_cuts(lenet):
     assert made.convs == ["conv1", "conv2"]
 
 
+@pytest.mark.parametrize("align", [1, 2, 4])
+@pytest.mark.parametrize("gone", [2, 5, 9, 14])
+def test_where_filters_are_counted_as_many_go_as_were_asked_for(lenet, gone, align):
+    """Blocks that overshoot are put back filter by filter until the budget is met to the last one."""
+    model, channels, scores = lenet
+    made = select(model, channels, scores, ratio=gone / 32, align=align)
+    assert sum(len(kept) for kept in made.keep.values()) == 32 - gone
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("budget", ["macs", "params", "ratio"])
 def test_the_nearest_budget_that_is_told_is_the_nearest(lenet, budget, scope):
@@ -287,6 +296,7 @@ def test_the_nearest_budget_that_is_told_is_the_nearest(lenet, budget, scope):
     with pytest.raises(OutOfReach, match=f"`{budget}` {beyond} is out of reach: with .* the least is a `{budget}` of") as told:
         select(model, channels, scores, **{budget: beyond}, scope=scope)
     least = told.value.least
+    assert least == round(least, 3)
     assert str(told.value).endswith(f"{'at most' if budget == 'ratio' else 'at least'} {least}")
     select(model, channels, scores, **{budget: least}, scope=scope)
     with pytest.raises(OutOfReach):

@@ -51,6 +51,18 @@ class PickingNet(nn.Module):
         return self.classifier(F.relu(self.left(a) * self.right(b).sigmoid()).mean((2, 3)))
 
 
+class PadsFirst(nn.Conv2d):
+    """A conv of somebody's own class, as those of TensorFlow's ports are."""
+
+    def __init__(self, *sizes: int, **settings: object) -> None:
+        super().__init__(*sizes, **settings)
+        self.static_padding = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.static_padding(x)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
 class Aside(nn.Module):
     """The stem's channels beside themselves, after an operator whose output holds no real numbers."""
 

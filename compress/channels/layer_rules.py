@@ -86,9 +86,11 @@ def multiply(trace: Propagation, call: Call) -> None:
 
 
 def _layer(trace: Propagation, weight: Tensor, read: Tensor, kinds: tuple[type[nn.Module], ...]) -> str | None:
-    """Name the module that owns a weight; without one the labels read are pinned."""
+    """Name the module that owns a weight; the labels read are pinned without one, and where it is not called itself."""
     name, _, leaf = trace.names.get(id(weight), "").rpartition(".")
     if leaf == "weight" and isinstance(trace.model.get_submodule(name), kinds):
+        if not trace.running[name]:
+            trace.ties.pin(read, f"the weight of {name} is read outside its own forward()")
         return name
     trace.ties.pin(read, "a weight outside nn.Conv and nn.Linear reads it")
     return None

@@ -53,6 +53,7 @@ class Propagation(TorchDispatchMode):
     `axes[tensor][axis]`: labels along the axis of a parameter or buffer that shrinks with them.
     `positions[layer]`: multiply-adds per input-output channel pair. `self_slicing`: modules with `slice_channels`.
     `mixes`: calls of operators that mix channels, as ChannelMap has them. `calls`: how often each operator has run.
+    `running`: layers that are being called.
     """
 
     def __init__(self, model: nn.Module, rules: Mapping[str, Rule]):
@@ -68,6 +69,7 @@ class Propagation(TorchDispatchMode):
         self.mixes: list[tuple[str, int, tuple[tuple[int, int, Tensor], ...]]] = []
         self.calls: Counter[str] = Counter()
         self.self_slicing: set[str] = set()
+        self.running: Counter[str] = Counter()
         self.paused = 0
 
     def __torch_dispatch__(

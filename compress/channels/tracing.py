@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.forward import forward, logits_of
+from ..network.resize import CONVS, TRANSPOSED
 from .grouping import grouped
 from .groups import ChannelMap
 from .probe import probed
@@ -23,7 +24,7 @@ def channel_map(model: nn.Module, example: Tensor) -> ChannelMap:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), _self_slicing(trace), trace:
+        with torch.inference_mode(), _self_slicing(trace), _running(trace), trace:
             logits = logits_of(model(example))
     except Exception:
         forward(model, example)  # where the network itself fails, it tells so
@@ -42,6 +43,17 @@ def _self_slicing(trace: Propagation) -> Iterator[None]:
                 before, after = _hooks(trace, name)
                 stack.callback(module.register_forward_pre_hook(before).remove)
                 stack.callback(module.register_forward_hook(after).remove)
+        yield
+
+
+@contextmanager
+def _running(trace: Propagation) -> Iterator[None]:
+    """Let the trace know which conv or linear layers run: only what they read in their own forward() can be masked."""
+    with ExitStack() as stack:
+        for name, module in trace.model.named_modules():
+            if isinstance(module, (*CONVS, *TRANSPOSED, nn.Linear)):
+                stack.callback(module.register_forward_pre_hook(lambda *_, name=name: trace.running.update([name])).remove)
+                stack.callback(module.register_forward_hook(lambda *_, name=name: trace.running.subtract([name])).remove)
         yield
 
 

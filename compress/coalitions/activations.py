@@ -87,9 +87,10 @@ class Activations:
         first = next(iter(self.batches), None)
         if first is None or len(first[1]) == 0:
             raise SlimrankError("no images to score filters on; check `data` and `limit`")
-        largest = _LargestActivation(len(first[1][:7]))
+        images, labels = (part[:7] for part in first)
+        largest = _LargestActivation(len(labels))
         with largest:
-            chunk = self._before_mask(first[0][:7], first[1][:7])
+            chunk = self._before_mask(images, labels)
             logits = self.split.after(*chunk.crossing)
         if logits.shape[1] != self.classes:
             raise SlimrankError(f"the model has {logits.shape[1]} outputs, the data {self.classes} classes; they must match")

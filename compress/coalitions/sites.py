@@ -11,21 +11,26 @@ from ...errors import SlimrankError
 from ..channels.groups import ChannelMap
 from ..network.resize import CONVS
 
+PLAIN = {kind.forward for kind in (nn.Linear, *CONVS)}  # a forward() of the user's own may do more than the operator
+
 
 class Site(nn.Module):
     """A layer whose inputs are multiplied by `scale` ([units]), each channel by the entry of its unit; None: as they are.
 
-    `unit[channel]`: the unit of an input channel, -1 for none of the group. `dense`: the layer is linear or a conv without
-    groups; then its weights are scaled instead of the activations, which costs nothing and is the same. `axis`: of channels.
+    `unit[channel]`: the unit of an input channel, -1 for none of the group. `dense`: the layer is torch's linear, or its conv
+    without groups; then its weights are scaled instead of the activations, which costs nothing and is the same. `axis`: of
+    channels.
     """
 
     def __init__(self, layer: nn.Module, unit: Tensor):
         super().__init__()
         self.layer: Any = layer
+        for name, child in layer.named_children():  # which the graph may call before the layer's own operator
+            self.add_module(name, child)
         self.unit: Tensor
         self.register_buffer("unit", unit, persistent=False)
         self.scale: Tensor | None = None
-        self.dense = isinstance(layer, nn.Linear) or (isinstance(layer, CONVS) and layer.groups == 1)
+        self.dense = type(layer).forward in PLAIN and (isinstance(layer, nn.Linear) or layer.groups == 1)
         self.axis = -1 if isinstance(layer, nn.Linear) else 1
 
     def forward(self, x: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ def split(model: nn.Module, channels: ChannelMap, layer: str, dtype: torch.dtype
     except Exception as error:  # fx raises whatever the model's forward raises on a proxy
         return _unsplit(model, units, readers, str(error))
     calls = {str(node.target): node for node in traced.graph.nodes if node.op == "call_module"}
-    if not set(readers) <= set(calls):
-        return _unsplit(model, units, readers, "a reader is hidden")
+    if hidden := [name for name in readers if name not in calls]:
+        return _unsplit(model, units, readers, f"the trace does not call {', '.join(hidden)}")
     sites = _with_sites(traced, readers)
     reading = [calls[name] for name in readers]
     dirty = _depending_on(reading, traced)
@@ -79,7 +79,7 @@ def split(model: nn.Module, channels: ChannelMap, layer: str, dtype: torch.dtype
         tail = _graph(traced, [reading[0], *others], dirty - {reading[0]})
     return Split(
         before=_graph(traced, [n for n in traced.graph.nodes if n.op == "placeholder"], None, crossing),
-        after=_graph(traced, list(dict.fromkeys(crossing)), dirty),
+        after=_graph(traced, crossing, dirty),
         sites=sites, units=units, tail=tail, logits=len(dirty) == 2,
     )  # fmt: skip
 
@@ -116,7 +116,7 @@ def _depending_on(reading: Sequence[fx.Node], traced: fx.GraphModule) -> set[fx.
 def _is_size(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in ("size", "dim", "numel")
-    if node.op != "call_function" or not node.all_input_nodes:
+    if node.op != "call_function":
         return False
     return bool(node.target is getattr and node.args[1] == "shape") or all(_is_size(n) for n in node.all_input_nodes)
 
@@ -151,7 +151,7 @@ def _graph(
 ) -> fx.GraphModule:
     """The part of a traced network from `inputs` to `outputs` (default: to its logits), of the nodes in `keep` (None: all)."""
     graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {node: graph.placeholder(node.name) for node in inputs}
+    copied: dict[fx.Node, fx.Node] = {node: graph.placeholder(f"given_{i}") for i, node in enumerate(inputs)}
     needed = None if outputs is None else _ancestors(outputs, copied)
     for node in traced.graph.nodes:
         if node in copied or (needed is not None and node not in needed):

@@ -46,7 +46,7 @@ class Suffix:
             if images is None and not others:
                 limit = max(1, CHUNK_BYTES // (z.numel() * z.element_size()))
                 together.append(z.clone() if limit > 1 else z)
-            if together and (images is not None or len(together) >= limit):
+            if len(together) >= limit:
                 yield self._tail_of_all(together)
                 together = []
             if images is not None:  # all other images decide as they do for the base

@@ -1,0 +1,94 @@
+"""What reconstruction asks of a layer in front of a residual sum and of a ReLU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slimrank.compress.pruning.reconstruct import reconstruct
+
+from .test_reconstruct import batches, halved, logit_error, network, pictures
+from .toy_models import lively
+
+
+class Residual(nn.Module):
+    """Blocks whose sums are narrowed as a whole; the shortcut of the second is a conv that runs last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.first, self.second = (
+            nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(5)) for _ in range(2)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(5))
+        self.short = nn.Conv2d(16, 16, 1)
+        self.classifier = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for number, (first, second, norm) in enumerate(zip(self.first, self.second, self.norms, strict=True)):
+            y = norm(second(F.relu(first(x))))
+            x = F.relu(y + (self.short(x) if number == 1 else x))
+        return self.classifier(x.mean((2, 3)))
+
+
+def test_a_residual_sum_is_asked_of_the_last_layer_before_it(monkeypatch):
+    torch.manual_seed(0)
+    model = lively(Residual(), pictures(32))
+    channels, gone, smaller = halved(model)
+    images, fresh = batches(pictures(300)), pictures(100, seed=9)
+    found = reconstruct(model, smaller, channels, gone, images)
+    monkeypatch.setattr("slimrank.compress.pruning.reconstruct.Residual.at", lambda *_: None)
+    without = reconstruct(model, smaller, channels, gone, images)
+    assert logit_error(model, found.model, fresh) < logit_error(model, without.model, fresh)
+    assert logit_error(model, without.model, fresh) < logit_error(model, smaller, fresh)
+
+
+def test_what_a_relu_cuts_off_behind_a_residual_sum_is_not_asked_for(monkeypatch):
+    torch.manual_seed(0)
+    model = lively(Residual(), pictures(32))
+    channels, gone, smaller = halved(model)
+    images, fresh = batches(pictures(300)), pictures(100, seed=9)
+    found = reconstruct(model, smaller, channels, gone, images)
+    monkeypatch.setattr("slimrank.compress.pruning.reconstruct.Rectified.behind", lambda *_: None)
+    linear = reconstruct(model, smaller, channels, gone, images)
+    assert logit_error(model, found.model, fresh) < logit_error(model, linear.model, fresh)
+
+
+@pytest.mark.parametrize("kind", ["plain", "relu6", "groups"])
+def test_what_a_relu_cuts_off_is_not_asked_for(kind, monkeypatch):
+    torch.manual_seed(0)
+    relu, groups = nn.ReLU6 if kind == "relu6" else nn.ReLU, 4 if kind == "groups" else 1
+    front = [nn.Conv2d(16, 16, 3, padding=1), relu()] if kind == "groups" else []  # groups go whole: what is left reads this
+    layers = [
+        nn.Conv2d(3, 16, 3, padding=1), relu(), *front, nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False),
+        nn.BatchNorm2d(16), relu(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    ]  # fmt: skip
+    model = lively(nn.Sequential(*layers), pictures(32))
+    with torch.no_grad():
+        model[-5].bias += 2 if kind == "relu6" else -0.5
+        model[-5].weight *= 3 if kind == "relu6" else 1
+    channels, gone, smaller = halved(model)
+    images, fresh = batches(pictures(300)), pictures(100, seed=9)
+
+    kept = [i for i, u in enumerate(channels.writes[str(2 + len(front))].tolist()) if not gone[u]]
+    found = reconstruct(model, smaller, channels, gone, images)
+    monkeypatch.setattr("slimrank.compress.pruning.reconstruct.Rectified.behind", lambda *_: None)
+    linear = reconstruct(model, smaller, channels, gone, images)
+    with torch.inference_mode():
+        whole = model[:-3](fresh)[:, kept]
+        errors = [float((repaired.model[:-3](fresh) - whole).square().mean()) for repaired in (found, linear)]
+    assert errors[0] < 0.98 * errors[1]
+
+
+def test_rows_that_exceed_half_of_the_memory_are_fitted_without_the_relu(monkeypatch):
+    model, images = network(), batches(pictures(300))
+    channels, gone, smaller = halved(model)
+    roomy = reconstruct(model, smaller, channels, gone, images)
+    size = 300 * 64 * 4 * smaller[3].weight[0].numel()  # of images, positions, bytes, columns
+    fit, tight = (reconstruct(model, smaller, channels, gone, images, memory=memory) for memory in (2 * size, 2 * size - 1))
+    monkeypatch.setattr("slimrank.compress.pruning.reconstruct.Rectified.behind", lambda *_: None)
+    linear = reconstruct(model, smaller, channels, gone, images)
+    assert torch.equal(fit.model[3].weight, roomy.model[3].weight)
+    assert torch.equal(tight.model[3].weight, linear.model[3].weight)
+    assert not torch.equal(fit.model[3].weight, linear.model[3].weight)
