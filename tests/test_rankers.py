@@ -3,12 +3,14 @@
 import copy
 import re
 import sys
+from math import isfinite
 from pathlib import Path
 from types import ModuleType
 from typing import get_type_hints
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torch_pruning
 from torch import nn
 
@@ -26,8 +28,11 @@ from slimrank.errors import SlimrankError
 from slimrank.evaluate.dataspec import DataSpec
 from slimrank.option import options
 
+from . import toy_models
 from .digits import Digits
+from .test_reconstruct import pictures
 from .test_surgery import lively
+from .toy_models import PadsFirst
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,44 @@ def test_every_ranker_scores_every_group_and_leaves_the_model_alone(name, digits
     assert again.scores == scores.scores
     some = RANKERS[name](model, channels, batches, classes=10, seed=3, layers=[list(scores.scores)[1]])
     assert list(some.scores) == [list(scores.scores)[1]]
+
+
+class Written(nn.Module):
+    """A network with two convs that pad first: by a class of the user's own, or `plain`."""
+
+    def __init__(self, plain: bool, traceable: bool = True) -> None:
+        super().__init__()
+        conv = nn.Conv2d if plain else PadsFirst
+        self.one, self.norm = conv(3, 8, 3), nn.BatchNorm2d(8)
+        self.two, self.norm2 = conv(8, 10, 3, stride=2), nn.BatchNorm2d(10)
+        self.plain, self.traceable, self.classifier = plain, traceable, nn.Linear(10, 5)
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x, (0, 1, 0, 1)) if self.plain else x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.one(self.pad(x))).relu()
+        if not self.traceable and float(x.detach().sum()) > 1e9:
+            return x
+        return self.classifier(self.norm2(self.two(self.pad(x))).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+@pytest.mark.parametrize("name", ["influential", "car", "switch", "taylor", "reconstruct"])
+def test_what_a_layer_of_the_users_own_class_does_beside_its_operator_counts(name, traceable):
+    """It scores as the same network with it written out; only least squares need to be able to see it."""
+    x, labels = pictures(40), torch.arange(40) % 5
+    scores = []
+    for plain in (True, False):
+        torch.manual_seed(0)
+        model = toy_models.lively(Written(plain, traceable), x)
+        scores.append(RANKERS[name](model, channel_map(model, x[:1]), [(x, labels)], classes=5, seed=3).scores)
+    assert scores[0].keys() == scores[1].keys()
+    for layer, values in scores[0].items():
+        if name == "reconstruct" and not traceable:
+            assert all(map(isfinite, scores[1][layer]))
+        else:
+            torch.testing.assert_close(torch.tensor(scores[1][layer]), torch.tensor(values))
 
 
 def test_scores_round_trip_with_what_only_one_ranker_tells(tmp_path, digits):

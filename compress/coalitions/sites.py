@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap
+from ..network.layers import is_plain
 from ..network.resize import CONVS
-
-PLAIN = {kind.forward for kind in (nn.Linear, *CONVS)}  # a forward() of the user's own may do more than the operator
 
 
 class Site(nn.Module):
@@ -30,7 +29,8 @@ class Site(nn.Module):
         self.unit: Tensor
         self.register_buffer("unit", unit, persistent=False)
         self.scale: Tensor | None = None
-        self.dense = type(layer).forward in PLAIN and (isinstance(layer, nn.Linear) or layer.groups == 1)
+        dense = isinstance(layer, nn.Linear) or (isinstance(layer, CONVS) and layer.groups == 1)
+        self.dense = dense and is_plain(layer)
         self.axis = -1 if isinstance(layer, nn.Linear) else 1
 
     def forward(self, x: Tensor) -> Tensor:

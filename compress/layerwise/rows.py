@@ -6,14 +6,21 @@ channels of a conv group. A linear layer's rows are all vectors that it is given
 
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..network.layers import is_plain
+
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 Positions = tuple[Tensor, ...] | None  # an index along each axis of the output map; None: every position
+
+
+def has_rows(layer: nn.Module) -> TypeGuard[Layer]:
+    """Whether rows say what a layer does: it is a conv or a linear layer, and no class of the user's own that does more."""
+    return isinstance(layer, Layer) and is_plain(layer)
 
 
 def choose_positions(shape: torch.Size, n: int, generator: torch.Generator) -> Positions:

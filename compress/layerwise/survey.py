@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ..network.resize import CONVS
 from .moments import Moments
-from .rows import Layer, as_matrix, choose_positions, inputs
+from .rows import as_matrix, choose_positions, has_rows, inputs
 
 CHUNK = 64  # images that run together
 ROWS, ROWS_PER_COLUMN = 20_000, 4  # rows that are sampled of a layer's inputs, the larger of the two
@@ -47,7 +47,7 @@ class Read:
             return
         row_bytes = 4 * self.columns.numel() * (len(positions[0]) if positions else prod(shape))
         for part in x.split(max(1, BLOCK_BYTES // max(1, row_bytes))):
-            if isinstance(self.layer, Layer):
+            if has_rows(self.layer):
                 every = inputs(self.layer, part, shape, positions)[0]
             else:
                 every = part.movedim(1, -1).flatten(0, -2)
@@ -73,7 +73,7 @@ class Read:
 
     def matrix(self) -> Tensor:
         """The weight, scaled as by the BatchNorm behind it, float64 [parts, columns of a part, filters]."""
-        assert isinstance(self.layer, Layer)
+        assert has_rows(self.layer)
         matrix = as_matrix(self.layer, self.layer.get_parameter("weight").detach())[0].cpu().double()
         return (matrix if self.scale is None else matrix * self.scale)[self.columns]
 
@@ -92,7 +92,7 @@ def survey(
     reads = {}
     for name, units in names.items():
         layer = model.get_submodule(name)
-        if isinstance(layer, Layer):
+        if has_rows(layer):
             reads[name] = Read(layer, _parts(name, layer, units, memory), layer.bias is not None)
         else:
             reads[name] = Read(layer, torch.arange(len(units))[:, None], True)

@@ -26,6 +26,11 @@ OPERATORS: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
 WEIGHTED = (*CONVS, nn.Linear, *TRANSPOSED)
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is its operator and no more: a forward() of the user's own may pad first."""
+    return type(layer).forward in {kind.forward for kind in WEIGHTED}
+
+
 @dataclass(frozen=True)
 class Applied:
     """One call of a layer's operator. `within`: the names of the modules that were running, the innermost last."""

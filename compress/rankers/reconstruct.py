@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...clone import clone
 from ...errors import SlimrankError
 from ...processes import count, dealt
 from ..channels.groups import ChannelMap, Group
 from ..layerwise.elimination import Elimination, Reader, Unrepaired, eliminate, ridge_inverse
 from ..layerwise.influence import influence
-from ..layerwise.rows import Layer
+from ..layerwise.rows import Layer, has_rows
 from ..layerwise.survey import Read, survey
+from ..network.graph import out_of_place
 from ..network.resize import CONVS
 from . import ReconstructOptions
 from .scores import Curve, FilterScores
@@ -64,6 +66,7 @@ def rank(
             found[group.name] = *_scored(group, order, added, readers), curve
         return found
 
+    model = _plain(model)
     groups = [channels.group(name) for name in channels.chosen(layers)]
     reading = {name for group in groups for name in _reading(model, channels, group)}
     every_reader = {name: units for name, units in channels.reads.items() if name in reading}
@@ -76,6 +79,16 @@ def rank(
         seconds=time.perf_counter() - start, images=images, seed=seed, ties={name: row[1] for name, row in rows.items()},
         comparable=True, error={name: row[2] for name, row in rows.items()},
     )  # fmt: skip
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The network with what a layer of the user's own class does beside its operator written out, where torch.fx follows it."""
+    if all(has_rows(module) for module in model.modules() if isinstance(module, Layer)):
+        return model
+    try:
+        return out_of_place(clone(model))
+    except Exception:  # torch.fx raises whatever forward() raises on a proxy
+        return model
 
 
 def _problems(
@@ -127,7 +140,7 @@ def _weighs(model: nn.Module, name: str) -> bool:
 
 def _readers(read: Read, units: Tensor, groups: list[Group], weight: float) -> Iterator[tuple[Group, Reader]]:
     """A layer as a reader of each group. `units`: of its input channels; `weight`: of its costs."""
-    if not isinstance(read.layer, Layer):
+    if not has_rows(read.layer):
         variance = read.covariance().flatten()
         for group in groups:
             own = (units >= group.offset) & (units < group.offset + group.units)
