@@ -107,7 +107,7 @@ TIMM = {"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": {"input
     "config",
     [
         {}, {**HF, "architectures": 5}, {**HF, "id2label": {"a": "b"}}, {**HF, "image_size": {"x": 1}},
-        {**HF, "depths": [10**9]},
+        {**HF, "depths": [10**9]}, {**HF, "num_channels": 2**40}, {**HF, "num_channels": 1e300},
         {**HF, "num_channels": "three"}, {**HF, "image_size": 10**9}, {**HF, "model_type": ["resnet"]},
         {**TIMM, "pretrained_cfg": 5}, {**TIMM, "pretrained_cfg": {"input_size": 64}}, {**TIMM, "model_args": [1]},
         {**TIMM, "label_names": [1, 2]}, {**TIMM, "num_classes": 10**9}, {**TIMM, "label_names": 5},

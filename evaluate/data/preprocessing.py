@@ -17,6 +17,7 @@ from .decode import MODES, eight_bits, turn
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of red, green, blue
 STRIP = 2**24  # pixels of a scaled picture of which little is used
 MAX_SIDE = 4096  # pixels a side; what is larger is a slip of the keyboard
+MAX_CHANNELS = 10_000  # that a network reads; pictures have four, hyperspectral ones hundreds
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Preprocessing:
     @classmethod
     def default(cls, channels: int, size: Side) -> "Preprocessing":
         """ImageNet's mean and standard deviation for three channels, 0.5 and 0.5 for others."""
+        if channels > MAX_CHANNELS:
+            raise SlimrankError(f"the network would read {channels:,} channels; {MAX_CHANNELS:,} are the limit")
         mean, std = IMAGENET if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
         return cls(size, mean, std)
 
