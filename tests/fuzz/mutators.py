@@ -44,7 +44,8 @@ def json_value(value: Any, rng: random.Random) -> Any:
             if at in other if isinstance(other, dict) else at < len(other):
                 owner[key] = copy.deepcopy(other[at])
         elif kind == 3 and isinstance(owner[key], (int, float)) and not isinstance(owner[key], bool):
-            owner[key] = rng.choice((-owner[key], owner[key] + 1, owner[key] * 1000, owner[key] / 3, str(owner[key])))
+            third = owner[key] / 3 if abs(owner[key]) < 10**300 else 0.3
+            owner[key] = rng.choice((-owner[key], owner[key] + 1, owner[key] * 1000, third, str(owner[key])))
         else:
             owner[key] = copy.deepcopy(rng.choice(ODD))
     return value
