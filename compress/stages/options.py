@@ -228,7 +228,7 @@ class Common:
         if kind == "cuda" and not torch.cuda.is_available():
             raise SlimrankError("`device` cuda: PyTorch sees no CUDA device; leave `device` out, or check the driver")
         if not -(2**63) <= self.seed < 2**63:
-            raise SlimrankError(f"`seed` is {self.seed}, must lie in 0..{2**63 - 1}")
+            raise SlimrankError(f"`seed` is {self.seed}, must be an integer of 64 bits")
         return self
 
 
