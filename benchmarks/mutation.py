@@ -10,7 +10,7 @@ each mutant, put into the modules in memory, meets the tests that run the change
 `--seconds` of them at most. The mutants come in an order drawn by `--seed`, so that those of the first `--minutes` are a fair
 sample. A later run goes on in the same `--scratch`: what was measured or tried is not tried again.
 
-results/mutation.json counts them and lists the survivors. `reason` is written there by hand and kept by later runs: why no test
+results/mutation.json counts them, by the commit at which each was tried, and lists the survivors. `reason` is written there by hand and kept by later runs: why no test
 can tell the mutant (`equivalent`: it computes the same, sooner or later), or why none need to; without one it wants a test.
 """
 
@@ -186,6 +186,8 @@ class Trial:
 
     def all_mutants(self) -> None:
         tried = Log(self.asked.scratch / "tried.jsonl")
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        commit = head.stdout.strip()
         work = [mutant for path in self.asked.files for mutant in mutants(ROOT, path)]
         random.Random(self.asked.seed).shuffle(work)  # so that those tried so far are a fair sample
         for number, mutant in enumerate(work):
@@ -195,7 +197,7 @@ class Trial:
             began, tests = time.perf_counter(), self.who_runs(mutant)
             limit = 10 + 5 * sum(self.seconds[test] for test in tests)
             status = forked(lambda mutant=mutant, tests=tests: self.meet(mutant, tests), limit) if tests else 0
-            tried.add(mutant.key, {"line": mutant.lines.start, "status": status, "tests": len(tests)})
+            tried.add(mutant.key, {"commit": commit, "line": mutant.lines.start, "status": status, "tests": len(tests)})
             spent = time.perf_counter() - began
             print(f"{number} of {len(work)} {mutant.path}:{mutant.lines.start} {status} {spent:.2f}", flush=True)
         report(work, tried.rows, self.asked, {"took_part": len(self.seconds), "left_out": self.left_out})
@@ -263,9 +265,7 @@ def report(
         count["score"] = round(100 * count["killed"] / tried, 1)
         count["score_without_equivalent"] = round(100 * count["killed"] / max(1, tried - count["equivalent"]), 1)
     about = {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "commits": Counter(known[mutant.key]["commit"] for mutant in work if mutant.key in known),
         "seed": asked.seed,
         "test_files": TESTS,
         "tests": tests,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from slimrank.compress.channels.tracing import channel_map
 from slimrank.compress.coalitions import activations, powerset, suffix
-from slimrank.compress.coalitions.game import Coalitions
+from slimrank.compress.coalitions.game import Coalitions, Played
 from slimrank.compress.coalitions.powerset import bits, power_set
 from slimrank.compress.network import zoo
 from slimrank.compress.network.checkpoint import load
@@ -234,14 +234,26 @@ def test_evaluations_count_coalitions_and_passes_what_was_run(small):
     game = small()
     game.play(bits(torch.arange(16), 4))
     assert (game.evaluations, game.passes, game.images, game.n) == (16, 16 * 30, 30, 4)
-    game.without_each(torch.ones(4, dtype=torch.bool), [0, 2])
+    assert game.without_each(torch.ones(4, dtype=torch.bool), [0, 2]).likelihood is None
     assert (game.evaluations, game.notes) == (18, [])
     assert game.passes <= 18 * 30
 
 
+def test_images_of_one_class_are_refused_by_its_number(small):
+    images = torch.cat([images for images, _ in small.batches])
+    with pytest.raises(SlimrankError, match=r"all images \(30\) are of class 2"):
+        small(batches=[(images, torch.full((30,), 2))])
+
+
+def test_games_add_up():
+    one, two = (Played(evaluations=n, images=30, passes=20 * n, notes=(f"note {n}",)) for n in (1, 2))
+    assert Played.sum([one, two]) == Played(evaluations=3, images=30, passes=60, notes=("note 1", "note 2"))
+    assert Played.sum([]) == Played()
+
+
 @settings(deadline=None, max_examples=20)
-@given(st.integers(2, 7), st.integers(2, 5), st.booleans(), st.integers(0, 10**6))
-def test_power_set_of_features(n, classes, zero_bias, seed):
+@given(st.integers(2, 7), st.integers(2, 5), st.sampled_from(["a bias", "zeros", "none"]), st.integers(0, 10**6))
+def test_power_set_of_features(n, classes, bias, seed):
     """Tables of half sums == one coalition at a time; ties (no features, no bias) go to the first class."""
     torch.manual_seed(seed)
     model = torch.nn.Sequential(
@@ -249,9 +261,9 @@ def test_power_set_of_features(n, classes, zero_bias, seed):
         torch.nn.ReLU(),
         torch.nn.AdaptiveAvgPool2d(1),
         torch.nn.Flatten(),
-        torch.nn.Linear(n, classes),
+        torch.nn.Linear(n, classes, bias=bias != "none"),
     ).double()
-    if zero_bias:
+    if bias == "zeros":
         torch.nn.init.zeros_(model[4].bias)
     x = torch.randn(20, 1, 6, 6, dtype=torch.float64)
     labels = torch.arange(20) % classes

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slimrank.compress.channels.features import Cached
+from slimrank.compress.channels.features import Cached, Moments
 from slimrank.compress.head import fit
-from slimrank.compress.head.fit import DISTILLED_SHARES, decisions, fit_adam, top1, trained
+from slimrank.compress.head.cluster import Subspaces
+from slimrank.compress.head.fit import DISTILLED_SHARES, decisions, fit_adam, refitted, top1, trained
 
 
 def head(seed: int = 0) -> nn.Linear:
@@ -76,7 +77,7 @@ def test_the_loss_mixes_the_teachers_divergence_and_the_labels_cross_entropy(mon
         losses[DISTILLED_SHARES[len(losses)]] = loss(x, labels)
 
     monkeypatch.setattr(fit, "fit_adam", noted)
-    trained(student, (teacher.weight, teacher.bias), images, images)
+    trained(student, (teacher.weight, teacher.bias), images, images, seed=0)
     p, q = teacher(x).softmax(1), student(x).softmax(1)
     soft, hard = (p * (p / q).log()).sum(1).mean(), -q.log()[torch.arange(50), labels].mean()
     torch.testing.assert_close(losses[share], share * soft + (1 - share) * hard)
@@ -103,7 +104,7 @@ def test_what_is_best_on_the_judge_stays_and_of_equals_the_first(monkeypatch, re
         tried.append(candidate)
 
     monkeypatch.setattr(fit, "fit_adam", to_reach)
-    made, told = trained(start, (torch.zeros(4, 10), torch.zeros(4)), images, judge)
+    made, told = trained(start, (torch.zeros(4, 10), torch.zeros(4)), images, judge, seed=0)
     assert made is (start if kept is None else tried[kept])
     assert told.share == (None if kept is None else DISTILLED_SHARES[kept])
     assert (told.top1_before, told.top1_after) == pytest.approx((0.3, max(0.3, *reached)))
@@ -114,7 +115,7 @@ def test_what_is_best_on_the_judge_stays_and_of_equals_the_first(monkeypatch, re
 def test_training_helps_where_there_is_something_to_learn():
     images, teacher = cached(600), head(7)
     images = Cached(images.x, teacher(images.x).argmax(1))
-    made, told = trained(head(), (teacher.weight.detach(), teacher.bias.detach()), images, images, epochs=30, lr=0.05)
+    made, told = trained(head(), (teacher.weight.detach(), teacher.bias.detach()), images, images, epochs=30, lr=0.05, seed=0)
     assert told.top1_before < 0.6
     assert told.top1_after == top1(made, images) > 0.9
 
@@ -122,3 +123,20 @@ def test_training_helps_where_there_is_something_to_learn():
 def test_decisions_of_many_images_are_those_of_each():
     images = cached(2100)
     assert torch.equal(decisions(head(), images), head()(images.x).argmax(1))
+
+
+@pytest.mark.parametrize("chunk", [2**25, 300, 1])
+def test_each_class_is_refitted_on_its_groups_features_however_many_at_once(chunk, monkeypatch):
+    """Seven classes in groups of 2, 2, 1, 1, 1, against least squares of one class after the other."""
+    monkeypatch.setattr(fit, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*size, dtype=torch.float64, generator=generator) for size in ((200, 9), (7, 9), (7,)))
+    x = x @ torch.randn(9, 9, dtype=torch.float64, generator=generator) + 1
+    spaces = Subspaces(torch.rand(5, 9, generator=generator).argsort(1)[:, :4], order=torch.tensor([3, 0, 6, 1, 5, 2, 4]))
+    moments = Moments()
+    moments.add(x)
+    fitted, constant = refitted(weight, bias, moments, spaces)
+    for row, (label, group) in enumerate(zip(spaces.order.tolist(), [0, 0, 1, 1, 2, 3, 4], strict=True)):
+        read = torch.cat([x[:, spaces.index[group]], torch.ones(200, 1, dtype=torch.float64)], 1)
+        best = torch.linalg.lstsq(read, x @ weight[label] + bias[label]).solution
+        torch.testing.assert_close(torch.cat([fitted[row], constant[row : row + 1]]), best, rtol=1e-5, atol=1e-5)

@@ -92,3 +92,15 @@ def test_rows_that_exceed_half_of_the_memory_are_fitted_without_the_relu(monkeyp
     assert torch.equal(fit.model[3].weight, roomy.model[3].weight)
     assert torch.equal(tight.model[3].weight, linear.model[3].weight)
     assert not torch.equal(fit.model[3].weight, linear.model[3].weight)
+
+
+def test_a_layer_without_a_place_for_a_mean_is_fitted_without_the_relu(monkeypatch):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 12, 3, bias=False), nn.ReLU(), nn.Conv2d(12, 10, 3, bias=False), nn.ReLU(), nn.Flatten()]
+    model, images = lively(nn.Sequential(*layers, nn.Linear(160, 5)), pictures(32)), batches(pictures(300))
+    channels, gone, smaller = halved(model)
+    found = reconstruct(model, smaller, channels, gone, images)
+    monkeypatch.setattr("slimrank.compress.pruning.reconstruct.Rectified.behind", lambda *_: None)
+    linear = reconstruct(model, smaller, channels, gone, images)
+    assert found.layers[0].ridge is not None
+    assert torch.equal(found.model[2].weight, linear.model[2].weight)

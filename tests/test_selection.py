@@ -80,6 +80,7 @@ def test_aligned_widths(resnet):
     plan = select(model, channels, RANKERS["l1"](model, channels), macs=0.6, align=16)
     assert sum(width % 16 == 0 for _, width in plan.widths.values()) >= len(plan.widths) - 1
     plain = uniform(model, channels, 0.5)
+    assert plain.ranker == "uniform"
     shares = [after / before for before, after in plain.widths.values()]
     assert max(shares) - min(shares) < 0.08
 
@@ -267,6 +268,19 @@ def test_a_budget_is_met_and_nothing_that_is_gone_would_still_fit(lenet, budget,
         assert cost(back) > target
     assert made.macs_after == channels.macs(model, gone)
     assert made.widths == {name: [channels.group(name).units, len(kept)] for name, kept in made.keep.items()}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.4, 0.6, 0.77])
+def test_within_two_percent_of_the_budget_the_fewest_removals_in_order_stand(resnet, share):
+    model, channels = resnet
+    scores, groups = RANKERS["l1"](model, channels), [channels.group(name) for name in channels.chosen(None)]
+    steps = order.RemovalOrder(model, channels, scores, "layer", 1, 1, None, None).steps(groups)
+    gone = channels.removed({})
+    target = share * channels.macs(model, gone)
+    while channels.macs(model, gone) > target:
+        gone[steps.pop(0)] = True
+    assert channels.macs(model, gone) >= 0.98 * target
+    assert torch.equal(channels.removed(select(model, channels, scores, macs=share).keep), gone)
 
 
 def test_a_plan_says_what_it_was_asked_for_and_what_it_cuts(lenet):

@@ -59,13 +59,16 @@ HEADS = {
     "sizes": lambda s, x, image: s.one(x).relu().view(x.size(0), 5, -1).sum(2) / x.shape[2] / x.dim(),
     "sizes of the image": lambda s, x, image: s.one(x).relu().reshape(image.shape[0], 5, -1)[..., : image.numel()].amax(2),
     "a scaled sum": lambda s, x, image: torch.add(s.one(x), s.two(x)[:, :, 1:-1, 1:-1], alpha=0.5).relu().mean((2, 3)),
+    "a product": lambda s, x, image: (s.one(x) * s.two(x)[:, :, 1:-1, 1:-1]).mean((2, 3)),
+    "a layer that is called twice": lambda s, x, image: s.two(x).mean((2, 3)) + s.two(x.flip(2) * 2).relu().mean((2, 3)),
     "a layer of the user's own": lambda s, x, image: s.down(x).relu().mean((2, 3)),
     "hidden from the trace": lambda s, x, image: s.one(x).mean((2, 3)) if isinstance(x, torch.Tensor) else s.fc(x.mean((2, 3))),
     "untraceable": lambda s, x, image: s.one(x).mean((2, 3)) if float(x.mean()) < 1e9 else x,
     "untraceable, a layer of the user's own": lambda s, x, image: s.down(x).mean((2, 3)) if float(x.mean()) < 1e9 else x,
 }
 WHOLE = {
-    "hidden from the trace": "the trace does not call one", "untraceable": "float()",
+    "a layer that is called twice": "two is called twice", "hidden from the trace": "the trace does not call one",
+    "untraceable": "float()",
     "untraceable, a layer of the user's own": "float()",
 }  # fmt: skip
 
@@ -87,6 +90,15 @@ def test_whatever_reads_the_units_they_are_counted_as_masked(head, monkeypatch):
     assert (game.evaluations, game.n) == (22, 6)
     if head in WHOLE:
         assert game.passes == 22 * 19
+
+
+@pytest.mark.parametrize(("layer", "logits"), [("stem", False), ("classifier", True)])
+def test_what_the_classifier_alone_reads_gives_the_logits_at_once(layer, logits):
+    torch.manual_seed(0)
+    model, x = Reads(HEADS["one layer"]), torch.randn(10, 3, 8, 8)
+    game = Coalitions(model, channel_map(model, x[:1]), layer, [(x, torch.arange(10) % 5)], classes=5)
+    assert game.split.linear
+    assert game.split.logits is logits
 
 
 LAYERS = {

@@ -1,6 +1,5 @@
 """The layers that read a group's units, each able to multiply them by a mask or a switch."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,11 +51,8 @@ class Site(nn.Module):
         added = layer.bias if bias else None
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, added)
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            padded: Tensor = layer._conv_forward(x, weight, added)
-            return padded
-        convolve: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[layer.weight.dim() - 3]
-        return convolve(x, weight, added, layer.stride, layer.padding, layer.dilation, layer.groups)
+        convolved: Tensor = layer._conv_forward(x, weight, added)
+        return convolved
 
 
 def places(channels: ChannelMap, layer: str) -> tuple[int, dict[str, Tensor]]:

@@ -78,7 +78,7 @@ def split(model: nn.Module, channels: ChannelMap, layer: str, dtype: torch.dtype
         crossing = [source, *others]
         tail = _graph(traced, [reading[0], *others], dirty - {reading[0]})
     return Split(
-        before=_graph(traced, [n for n in traced.graph.nodes if n.op == "placeholder"], None, crossing),
+        before=_graph(traced, [], None, crossing),
         after=_graph(traced, crossing, dirty),
         sites=sites, units=units, tail=tail, logits=len(dirty) == 2,
     )  # fmt: skip
@@ -158,10 +158,7 @@ def _graph(
             continue
         if keep is not None and node not in keep and node.op != "get_attr":
             continue
-        if node.op == "output":
-            graph.output(fx.node.map_arg(node.args[0], copied.__getitem__))
-        else:
-            copied[node] = graph.node_copy(node, copied.__getitem__)
+        copied[node] = graph.node_copy(node, copied.__getitem__)
     if outputs is not None:
         graph.output(tuple(copied[node] for node in outputs))
     part = fx.GraphModule(traced, graph)
