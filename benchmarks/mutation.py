@@ -10,8 +10,9 @@ each mutant, put into the modules in memory, meets the tests that run the change
 `--seconds` of them at most. The mutants come in an order drawn by `--seed`, so that those of the first `--minutes` are a fair
 sample. A later run goes on in the same `--scratch`: what was measured or tried is not tried again.
 
-results/mutation.json counts them, by the commit at which each was tried, and lists the survivors. `reason` is written there by hand and kept by later runs: why no test
-can tell the mutant (`equivalent`: it computes the same, sooner or later), or why none need to; without one it wants a test.
+results/mutation.json counts them (`commit`: how many were tried at which) and lists the survivors. `reason` is written there by
+hand and kept by later runs: why no test can tell the mutant (`equivalent`: it computes the same, sooner or later), or why none
+need to; without one it wants a test, and `--again` tries it anew.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from hypothesis import Phase, settings
 from mutants import Mutant, install, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+FILE = ROOT / "benchmarks" / "results" / "mutation.json"
 CORE = (
     *(f"compress/coalitions/{name}.py" for name in ("activations", "game", "powerset", "sites", "split", "suffix")),
     "compress/pruning/select.py", "compress/pruning/surgery.py", "compress/channels/slicing.py",
@@ -188,11 +189,15 @@ class Trial:
         tried = Log(self.asked.scratch / "tried.jsonl")
         head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         commit = head.stdout.strip()
+        explained = survivors()
         work = [mutant for path in self.asked.files for mutant in mutants(ROOT, path)]
         random.Random(self.asked.seed).shuffle(work)  # so that those tried so far are a fair sample
         for number, mutant in enumerate(work):
             row = tried.rows.get(mutant.key)
-            if time.monotonic() > self.ends or (row and not (self.asked.again and row["status"] in SURVIVED)):
+            anew = (
+                self.asked.again and row and row["status"] in SURVIVED and not explained.get(mutant.key[:3], {}).get("reason")
+            )
+            if time.monotonic() > self.ends or (row and not anew):
                 continue
             began, tests = time.perf_counter(), self.who_runs(mutant)
             limit = 10 + 5 * sum(self.seconds[test] for test in tests)
@@ -236,21 +241,26 @@ class Trial:
             self.on_failure(report.nodeid)
 
 
+def survivors() -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Those of earlier runs, with their reasons."""
+    old = json.loads(FILE.read_text())["survivors"] if FILE.exists() else []
+    return {(row["path"], row["before"], row["after"]): row for row in old}
+
+
 def report(
     work: list[Mutant], known: dict[tuple[Any, ...], dict[str, Any]], asked: argparse.Namespace, tests: dict[str, Any]
 ) -> None:
     """Write results/mutation.json, with the reasons that it has."""
-    file = RESULTS / "mutation.json"
-    old = json.loads(file.read_text())["survivors"] if file.exists() else []
-    reasons = {(row["path"], row["before"], row["after"]): row for row in old}
-    survivors, counts = [], {path: Counter[str]() for path in (*asked.files, "all")}
+    reasons = survivors()
+    survived_rows: list[dict[str, Any]] = []
+    counts = {path: Counter[str]() for path in (*asked.files, "all")}
     for mutant in work:
         row, equivalent = known.get(mutant.key), False
         survived = row is not None and row["status"] in SURVIVED
         if survived:
             told = reasons.get(mutant.key[:3], {})
             equivalent = told.get("equivalent", False)
-            survivors.append(
+            survived_rows.append(
                 {"path": mutant.path, "line": mutant.lines.start, "before": mutant.before, "after": mutant.after,
                  "equivalent": equivalent, "reason": told.get("reason", "")}
             )  # fmt: skip
@@ -265,7 +275,7 @@ def report(
         count["score"] = round(100 * count["killed"] / tried, 1)
         count["score_without_equivalent"] = round(100 * count["killed"] / max(1, tried - count["equivalent"]), 1)
     about = {
-        "commits": Counter(known[mutant.key]["commit"] for mutant in work if mutant.key in known),
+        "commit": Counter(known[mutant.key]["commit"] for mutant in work if mutant.key in known),
         "seed": asked.seed,
         "test_files": TESTS,
         "tests": tests,
@@ -273,10 +283,10 @@ def report(
         "mutmut": version("mutmut"),
         "torch": version("torch"),
     }
-    survivors.sort(key=lambda row: (row["path"], row["line"]))
-    listed = ",\n".join(map(json.dumps, survivors))
+    survived_rows.sort(key=lambda row: (row["path"], row["line"]))
+    listed = ",\n".join(map(json.dumps, survived_rows))
     rows = ",\n".join(f"{json.dumps(path)}: {json.dumps(count)}" for path, count in counts.items())
-    file.write_text(f'{{"about": {json.dumps(about)},\n"files": {{\n{rows}\n}},\n"survivors": [\n{listed}\n]}}\n')
+    FILE.write_text(f'{{"about": {json.dumps(about)},\n"files": {{\n{rows}\n}},\n"survivors": [\n{listed}\n]}}\n')
     print(*(f"{path}: {dict(count)}" for path, count in counts.items()), sep="\n")
 
 
@@ -288,7 +298,7 @@ def main() -> None:
     options.add_argument("--slowest", type=float, default=3.0, help="seconds of processor that a test may take")
     options.add_argument("--minutes", type=float, default=float("inf"))
     options.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "slimrank-mutation")
-    options.add_argument("--again", action="store_true", help="try survivors again, after new tests")
+    options.add_argument("--again", action="store_true", help="try survivors without a reason again")
     asked = options.parse_args()
     asked.scratch.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
