@@ -10,6 +10,7 @@ fast, and where:
   and a coalition that differs from the one before by one unit costs one addition, then the layers behind (suffix.py);
 - an image on which a unit is silent (all zero) keeps its decision when that unit goes (suffix.py);
 - coalitions whose layers behind are small run together (suffix.py);
+- where bfloat16 is fast, it tells which images are near a change of decision, and only those run in float32 (screen.py);
 - a coalition that can no longer win is dropped (`floor`), the images that decide it first (`hard_first`).
 """
 
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ..channels.groups import ChannelMap
 from . import MEMORY
-from .activations import Activations, Chunk, Memory
+from .activations import Activations, Chunk, Memory, Relay
+from .screen import Screen, pays
 from .split import split
 from .suffix import Suffix
 
@@ -72,7 +74,9 @@ class Coalitions:
     `layer`: any member of a group, or the classifier's name for the features that it alone reads. `n` units play.
     `evaluations` counts coalitions, each over all images; `passes` the coalition-image pairs that were really run. `notes`
     says so where the network could not be split and every coalition runs all of it. `hard_first`: sort the images by their
-    margin, for `floor`. Raises SlimrankError for an unknown layer, for no images and for images of one class only.
+    margin, for `floor`. `screened`: coalitions near a `base` may be decided in bfloat16 first (screen.py); counts are the same,
+    likelihoods then partly estimates, about a nat off in 2,000 images; `relay`: between games of one network on the same images,
+    played one after the other. Raises SlimrankError for an unknown layer, for no images and for images of one class only.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class Coalitions:
         memory: int = MEMORY,
         dtype: torch.dtype = torch.float32,
         hard_first: bool = False,
+        screened: bool = False,
+        relay: Relay | None = None,
     ):
         if memory < 0:
             raise SlimrankError(f"`memory` is {memory}, must be 0 bytes or more")
@@ -97,7 +103,8 @@ class Coalitions:
         self.evaluations = self.plays = 0
         budget = Memory(memory)
         self.suffix = Suffix(self.split, budget, dtype)
-        self.activations = Activations(self.split, batches, classes, budget, dtype)
+        relay = relay or Relay()
+        self.activations = Activations(self.split, batches, classes, budget, dtype, relay)
         self.class_images = self.activations.class_images
         self.images = int(self.class_images.sum())
         if classes > 1 and int((self.class_images > 0).sum()) == 1:
@@ -105,10 +112,15 @@ class Coalitions:
             raise SlimrankError(f"all images ({self.images}) are of class {only}: accuracy says nothing there; raise `limit`")
         if hard_first and self.activations.complete and 2 * budget.free >= memory:  # sorting needs a copy
             self.activations.hard_first()
+        self.screen: Screen | None = None
+        device = self.class_images.device if not self.activations.kept else self.activations.kept[0].labels.device
+        if screened and pays(self.split, self.n * self.images, dtype, device):
+            screen = Screen(self.suffix, model, channels, layer, relay)
+            self.screen = screen if screen.works(next(self.chunks())) else None
 
     @property
     def passes(self) -> int:
-        return self.suffix.passes
+        return self.suffix.passes + (self.screen.low.passes + self.screen.again if self.screen else 0)
 
     @property
     def played(self) -> Played:
@@ -162,7 +174,11 @@ class Coalitions:
         hits = torch.empty(len(masks), len(chunk), device=chunk.labels.device)
         lost = torch.zeros(len(masks), dtype=torch.float64)
         done = 0
-        for logits in self.suffix.logits(chunk, masks, base, repeated=self.plays > 1):
+        if self.screen is not None and base is not None:
+            runs = self.screen.logits(chunk, masks, base, repeated=self.plays > 1)
+        else:
+            runs = self.suffix.logits(chunk, masks, base, repeated=self.plays > 1)
+        for logits in runs:
             rows = slice(done, done + len(logits))
             hits[rows] = logits.argmax(2) == chunk.labels
             if likelihood:

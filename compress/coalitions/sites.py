@@ -13,7 +13,8 @@ from ..network.resize import CONVS
 
 
 class Site(nn.Module):
-    """A layer whose inputs are multiplied by `scale` ([units]), each channel by the entry of its unit; None: as they are.
+    """A layer whose inputs are multiplied by `scale` ([units], or [images, units]), each channel by the entry of its unit;
+    None: as they are.
 
     `unit[channel]`: the unit of an input channel, -1 for none of the group. `dense`: the layer is torch's linear, or its conv
     without groups; then its weights are scaled instead of the activations, which costs nothing and is the same. `axis`: of
@@ -33,17 +34,20 @@ class Site(nn.Module):
         self.axis = -1 if isinstance(layer, nn.Linear) else 1
 
     def forward(self, x: Tensor) -> Tensor:
+        x, weight = self.operands(x)
+        out: Tensor = self.layer(x) if weight is None else self.apply_weight(x, weight)
+        return out
+
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Input and weight (None: its own) with which the layer reads the multiplied units."""
         if self.scale is None:
-            unscaled: Tensor = self.layer(x)
-            return unscaled
-        scale = torch.where(self.unit >= 0, self.scale[self.unit.clamp_min(0)], 1.0)
-        if not self.dense:
-            shape = [1] * x.dim()
-            shape[self.axis] = -1
-            scaled: Tensor = self.layer(x * scale.view(shape))
-            return scaled
-        weight = self.layer.weight * scale.view(1, -1, *[1] * (self.layer.weight.dim() - 2))
-        return self.apply_weight(x, weight)
+            return x, None
+        scale = torch.where(self.unit >= 0, self.scale[..., self.unit.clamp_min(0)], 1.0)
+        if self.dense and scale.dim() == 1:
+            return x, self.layer.weight * scale.view(1, -1, *[1] * (self.layer.weight.dim() - 2))
+        shape = [len(scale) if scale.dim() == 2 else 1, *[1] * (x.dim() - 1)]
+        shape[self.axis] = scale.shape[-1]
+        return x * scale.view(shape), None
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: bool = True) -> Tensor:
         """The layer with another weight; without its bias if asked."""

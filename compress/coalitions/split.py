@@ -8,6 +8,7 @@ correct, and slow; `Split.whole` says so.
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ IN_PLACE: dict[Any, Any] = {torch.relu: torch.relu_, operator.add: operator.iadd
 class Split:
     """`before(images)` gives the tensors that cross over; `after(*crossing)` the logits, read through `sites`.
 
+    `crossing`: their names; `onward(names)`: what computes them from those that cross over elsewhere, None where they do not
+    suffice.
+
     `linear`: one layer alone reads the units and is a plain conv or linear layer. Then the first crossing tensor is what it
     reads, and `tail(z, *crossing[1:])` gives the logits from its output z; `logits`: that output is the logits already.
     `whole`: why the network could not be split, empty where it could.
@@ -38,6 +42,8 @@ class Split:
     after: Callable[..., Tensor]
     sites: list[Site]
     units: int
+    crossing: tuple[str, ...] = ()
+    onward: Callable[[Sequence[str]], Callable[..., tuple[Tensor, ...]] | None] = lambda names: None
     tail: Callable[..., Tensor] | None = None
     logits: bool = False
     whole: str = ""
@@ -55,9 +61,9 @@ class Split:
 def split(model: nn.Module, channels: ChannelMap, layer: str, dtype: torch.dtype = torch.float32) -> Split:
     """Cut a copy of `model` (eval mode, frozen, BatchNorm folded, channels last) where the units of a layer are read."""
     units, readers = places(channels, layer)
-    model = clone(model).eval().requires_grad_(False).to(dtype)
+    model = clone(model).eval().requires_grad_(False).to(torch.promote_types(dtype, torch.float32))
     try:
-        traced = _traced(model)
+        traced = _traced(model).to(dtype)  # BatchNorm is folded before precision is lost
     except Exception as error:  # fx raises whatever the model's forward raises on a proxy
         return _unsplit(model, units, readers, str(error))
     calls = {str(node.target): node for node in traced.graph.nodes if node.op == "call_module"}
@@ -80,8 +86,18 @@ def split(model: nn.Module, channels: ChannelMap, layer: str, dtype: torch.dtype
     return Split(
         before=_graph(traced, [], None, crossing),
         after=_graph(traced, crossing, dirty),
-        sites=sites, units=units, tail=tail, logits=len(dirty) == 2,
+        sites=sites, units=units, crossing=tuple(node.name for node in crossing), onward=partial(_onward, traced, crossing),
+        tail=tail, logits=len(dirty) == 2,
     )  # fmt: skip
+
+
+def _onward(traced: fx.GraphModule, crossing: Sequence[fx.Node], names: Sequence[str]) -> fx.GraphModule | None:
+    """The part of a traced network from the nodes of these names to those that cross over, where nothing else is needed."""
+    known = {node.name: node for node in traced.graph.nodes}
+    inputs = {known[name]: known[name] for name in names if name in known}
+    if len(inputs) < len(names) or any(node.op == "placeholder" for node in _ancestors(crossing, inputs)):
+        return None
+    return _graph(traced, list(inputs), None, crossing)
 
 
 def _unsplit(model: nn.Module, units: int, readers: Mapping[str, Tensor], why: str) -> Split:

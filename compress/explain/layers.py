@@ -12,6 +12,7 @@ from ...errors import SlimrankError
 from ...evaluate.concepts.dissection import LayerDissection
 from ..channels.groups import ChannelMap
 from ..coalitions.game import Coalitions
+from ..coalitions.activations import Relay
 from ..network.checkpoint import Checkpoint
 from ..rankers.car import LayerCar, one_shot
 from ..rankers.scores import least_first
@@ -107,8 +108,9 @@ def layers_car(
 ) -> tuple[dict[str, LayerCar], list[str]]:
     """One-shot CAR of each layer, and notes on layers where every coalition ran the whole network."""
     scores, notes = {}, []
+    relay = Relay()
     for name in tqdm(layers, desc="car", leave=False, disable=None):
-        game = Coalitions(model, channels, name, batches, classes=classes)
+        game = Coalitions(model, channels, name, batches, classes=classes, screened=True, relay=relay)
         scores[name] = one_shot(game)
         notes += game.notes
     return scores, notes

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ...processes import dealt
 from ..channels.groups import ChannelMap
-from ..coalitions.game import Coalitions, Played
+from ..coalitions.game import Coalitions, Outcome, Played
+from ..coalitions.activations import Relay
 from . import CarOptions
 from .scores import FilterScores
 
@@ -37,7 +38,8 @@ def rank(
 
     `batches`: images neither trained nor tested on, read once for each layer. `car_by_class[layer][unit]`: CAR on the images
     of each class (None where it has no images); weighted by the classes' shares they sum to CAR. Exact on these images;
-    evaluations: n a layer, and one for the whole network.
+    evaluations: n a layer, and one for the whole network. Where the processor is fast in bfloat16, the log-likelihoods are in
+    part estimated there (coalitions/screen.py), and a note says so: equals may then come in another order than elsewhere.
 
     `greedy`: removes `remove` units of each layer (default, and at most: all but one). Score: the accuracy lost once this unit
     and all before it are gone (never less than that of one removed earlier), so that layers compare; `ties`: the order.
@@ -48,9 +50,13 @@ def rank(
     start = time.perf_counter()
     if options.remove is not None and not options.greedy:
         raise SlimrankError(f"`remove` {options.remove} means something only with `greedy`; add it, or leave `remove` out")
+    relay = Relay()
 
     def of_layer(name: str) -> tuple[LayerCar, Played, list[int]]:
-        game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory, hard_first=options.greedy)
+        game = Coalitions(
+            model, channels, name, batches, classes=classes, memory=options.memory, hard_first=options.greedy,
+            screened=not options.greedy, relay=relay,
+        )  # fmt: skip
         fixed = channels.group(name).fixed if name != channels.classifier else ()
         layer = _greedy(game, options.remove, fixed) if options.greedy else one_shot(game)
         return layer, game.played, (game.class_images == 0).nonzero().flatten().tolist()
@@ -89,9 +95,7 @@ class LayerCar:
 
 def one_shot(game: Coalitions) -> LayerCar:
     """CAR of every unit, from the whole network."""
-    everyone = torch.ones(game.n, dtype=torch.bool)
-    masks = torch.cat([everyone[None], ~torch.eye(game.n, dtype=torch.bool)])
-    found = game.play(masks, base=everyone, likelihood=True)
+    found = without_each(game)
     assert found.likelihood is not None
     lost = found.by_class[0] - found.by_class[1:]  # images, [units, classes]
     class_images = game.class_images.tolist()
@@ -100,6 +104,13 @@ def one_shot(game: Coalitions) -> LayerCar:
         by_class=[[images / n if n else None for images, n in zip(row, class_images, strict=True)] for row in lost.tolist()],
         ties=(found.likelihood[0] - found.likelihood[1:]).tolist(),
     )
+
+
+def without_each(game: Coalitions) -> Outcome:
+    """Play the whole network first, then without each unit in turn; log-likelihoods too."""
+    everyone = torch.ones(game.n, dtype=torch.bool)
+    masks = torch.cat([everyone[None], ~torch.eye(game.n, dtype=torch.bool)])
+    return game.play(masks, base=everyone, likelihood=True)
 
 
 def _greedy(game: Coalitions, remove: int | None, fixed: tuple[int, ...]) -> LayerCar:
