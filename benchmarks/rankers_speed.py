@@ -27,6 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from slimrank.compress.channels.masking import masked
 from slimrank.compress.channels.tracing import channel_map
+from slimrank.compress.coalitions.activations import Relay
 from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.rankers import RANKERS, car
@@ -110,7 +111,7 @@ def main() -> None:
 
     here = Naive(args.checkpoint, args.data, args.images, args.threads)
     best = Naive(args.checkpoint, args.data, args.images, args.threads, best=True)
-    whole: dict = {}
+    relay = Relay()
     parent, child = multiprocessing.Pipe()
     worker = multiprocessing.get_context("spawn").Process(
         target=serve, args=(child, args.checkpoint, args.data, args.images, args.threads), daemon=True
@@ -129,7 +130,7 @@ def main() -> None:
         logits, slow = apart(layer, less[::2])
         slow *= 2
         start = time.perf_counter()
-        game = Coalitions(model, channels, layer, batches, classes=10, screened=True, whole=whole)
+        game = Coalitions(model, channels, layer, batches, classes=10, screened=True, relay=relay)
         found = car.without_each(game)
         fast = time.perf_counter() - start
         shared, strong = (n / 4 * naive(layer, less[:4])[1] for naive in (here, best))

@@ -18,7 +18,12 @@ class Residual(nn.Module):
     def __init__(self, cast: bool = False):
         super().__init__()
         self.cast = cast
-        self.stem, self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3)
+        self.stem, self.a, self.b, self.c = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(8, 8, 3),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3),
+        )
         self.head = nn.Linear(8, 5)
 
     def forward(self, x):

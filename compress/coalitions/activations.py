@@ -47,8 +47,8 @@ class Chunk:
 class Relay:
     """What games of one network on the same images hand on, each to the next.
 
-    `chunks`: what the last game's mask read, if it kept all of it, by `names` of the graph; `rows`: images a chunk. `logits`: of
-    the whole network, by first image and number of images.
+    `chunks`: what crossed over at the last game's mask, if it kept all of it, `names` in the graph; `rows`: images a chunk.
+    `logits`: of the whole network, by first image and number of images.
     """
 
     names: tuple[str, ...] = ()

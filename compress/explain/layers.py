@@ -11,8 +11,8 @@ from tqdm import tqdm
 from ...errors import SlimrankError
 from ...evaluate.concepts.dissection import LayerDissection
 from ..channels.groups import ChannelMap
-from ..coalitions.game import Coalitions
 from ..coalitions.activations import Relay
+from ..coalitions.game import Coalitions
 from ..network.checkpoint import Checkpoint
 from ..rankers.car import LayerCar, one_shot
 from ..rankers.scores import least_first

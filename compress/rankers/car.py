@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ...errors import SlimrankError
 from ...processes import dealt
 from ..channels.groups import ChannelMap
-from ..coalitions.game import Coalitions, Outcome, Played
 from ..coalitions.activations import Relay
+from ..coalitions.game import Coalitions, Outcome, Played
 from . import CarOptions
 from .scores import FilterScores
 
@@ -55,7 +55,7 @@ def rank(
     def of_layer(name: str) -> tuple[LayerCar, Played, list[int]]:
         game = Coalitions(
             model, channels, name, batches, classes=classes, memory=options.memory, hard_first=options.greedy,
-            screened=not options.greedy, relay=relay,
+            screened=not options.greedy, relay=None if options.greedy else relay,
         )  # fmt: skip
         fixed = channels.group(name).fixed if name != channels.classifier else ()
         layer = _greedy(game, options.remove, fixed) if options.greedy else one_shot(game)
@@ -66,6 +66,8 @@ def rank(
     played = Played.sum(played for _, played, _ in every.values())
     notes = list(played.notes)
     absent = [] if options.greedy else next((absent for _, _, absent in every.values()), [])
+    if any(layer.screened for layer, _, _ in every.values()):
+        notes.append("filters of equal CAR are in an order estimated in part in bfloat16; the counts are exact")
     if absent:
         few = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
         notes.append(f"no images of {len(absent)} classes ({few}): their car_by_class is null; raise `limit`")
@@ -85,12 +87,14 @@ def rank(
 @dataclass(frozen=True, kw_only=True)
 class LayerCar:
     """CAR of a layer. `car` [units]; `ties` [units]: the log-likelihood that each removal costs, greedy the order. One-shot
-    `by_class` [units][classes] (None for a class without images); greedy `removed`: [unit, correct images left] in order."""
+    `by_class` [units][classes] (None for a class without images); greedy `removed`: [unit, correct images left] in order.
+    `screened`: ties are estimates in part."""
 
     car: list[float]
     ties: list[float]
     by_class: list[list[float | None]] = field(default_factory=list)
     removed: list[list[int]] = field(default_factory=list)
+    screened: bool = False
 
 
 def one_shot(game: Coalitions) -> LayerCar:
@@ -102,8 +106,8 @@ def one_shot(game: Coalitions) -> LayerCar:
     return LayerCar(
         car=[images / game.images for images in lost.sum(1).tolist()],
         by_class=[[images / n if n else None for images, n in zip(row, class_images, strict=True)] for row in lost.tolist()],
-        ties=(found.likelihood[0] - found.likelihood[1:]).tolist(),
-    )
+        ties=(found.likelihood[0] - found.likelihood[1:]).tolist(), screened=game.screen is not None,
+    )  # fmt: skip
 
 
 def without_each(game: Coalitions) -> Outcome:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...processes import dealt
 from ..channels.groups import ChannelMap
 from ..coalitions import MEMORY
+from ..coalitions.activations import Relay
 from ..coalitions.game import Coalitions, Played
 from .scores import Curve, FilterScores
 
@@ -38,6 +39,7 @@ def sensitivity(
     The accuracy is that of the masked network, which is the sliced one's. `batches`: images not tested on.
     """
     start = time.perf_counter()
+    relay = Relay()
 
     def of_layer(name: str) -> tuple[Curve, list[float], list[float], Played]:
         """The curve, the scores and ties of the units, and what it took."""
@@ -48,7 +50,7 @@ def sensitivity(
         masks = torch.ones(len(counts), group.units, dtype=torch.bool)
         for row, n in enumerate(counts):
             masks[row, order[:n]] = False
-        game = Coalitions(model, channels, name, batches, classes=classes, memory=memory)
+        game = Coalitions(model, channels, name, batches, classes=classes, memory=memory, relay=relay)
         tops = (game.play(masks).correct.double() / game.images).tolist()
         lost = _lost(counts, tops)
         scores, ties = [max(lost)] * group.units, [float(group.units)] * group.units

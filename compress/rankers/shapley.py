@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ...errors import SlimrankError, near
 from ...processes import dealt
 from ..channels.groups import ChannelMap
+from ..coalitions.activations import Relay
 from ..coalitions.game import Coalitions, Played
 from ..coalitions.powerset import POWER_SET, power_set
 from . import ShapleyOptions
@@ -60,9 +61,10 @@ def rank(
     _check_options(options)
     samples = SAMPLES if options.samples is None else options.samples
     size = 2 if options.coalition_size is None else options.coalition_size
+    relay = Relay()
 
     def of_layer(name: str) -> tuple[LayerValues, Played]:
-        game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
+        game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory, relay=relay)
         layer = _values(game, options, samples, size, torch.Generator().manual_seed(seed))
         if options.tolerance is not None and not float(layer.half_width.max()) <= options.tolerance:
             reached = f"{float(layer.half_width.max()):.3g} after {layer.samples} samples"

@@ -28,6 +28,7 @@ from torch.distributions import Dirichlet, kl_divergence
 from ...errors import SlimrankError
 from ...processes import dealt
 from ..channels.groups import ChannelMap
+from ..coalitions.activations import Relay
 from ..coalitions.game import Coalitions, Played
 from . import SwitchOptions
 from .scores import FilterScores
@@ -58,11 +59,12 @@ def rank(
     for parameter, value, most in (("lr", options.lr, 10), ("alpha0", options.alpha0, 1000)):
         if not 0 < value <= most:
             raise SlimrankError(f"`{parameter}` is {value}, must lie between 0 and {most}")
+    relay = Relay()
 
     def of_layer(name: str) -> tuple[list[float], list[float], Played]:
         """Scores of the units, the learning curve, and what it took."""
         torch.manual_seed(seed)
-        game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory)
+        game = Coalitions(model, channels, name, batches, classes=classes, memory=options.memory, relay=relay)
         phi, curve = learn(game, options)
         return (phi / phi.sum()).tolist(), curve, game.played
 
