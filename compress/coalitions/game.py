@@ -75,7 +75,7 @@ class Coalitions:
     `evaluations` counts coalitions, each over all images; `passes` the coalition-image pairs that were really run. `notes`
     says so where the network could not be split and every coalition runs all of it. `hard_first`: sort the images by their
     margin, for `floor`. `screened`: coalitions near a `base` may be decided in bfloat16 first (screen.py); counts are the same,
-    likelihoods then partly estimates, about a nat off in 2,000 images; `relay`: between games of one network on the same
+    likelihoods then partly estimates, some nats off in 2,000 images; `relay`: between games of one network on the same
     images, played one after the other. Raises SlimrankError for an unknown layer, for no images and for images of one class
     only.
     """
