@@ -104,3 +104,21 @@ def test_a_layer_without_a_place_for_a_mean_is_fitted_without_the_relu(monkeypat
     linear = reconstruct(model, smaller, channels, gone, images)
     assert found.layers[0].ridge is not None
     assert torch.equal(found.model[2].weight, linear.model[2].weight)
+
+
+def test_what_a_relu_cuts_off_behind_a_linear_layer_and_its_norm_is_not_asked_for(monkeypatch):
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(192, 24), nn.ReLU(), nn.Linear(24, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU()]
+    model = lively(nn.Sequential(*layers, nn.Linear(16, 5)), pictures(32))
+    with torch.no_grad():
+        model[4].bias -= 0.5
+    channels, gone, smaller = halved(model)
+    images, fresh = batches(pictures(2000)), pictures(500, seed=9)
+    found = reconstruct(model, smaller, channels, gone, images)
+    monkeypatch.setattr("slimrank.compress.pruning.reconstruct.Rectified.behind", lambda *_: None)
+    linear = reconstruct(model, smaller, channels, gone, images)
+    kept = [i for i, u in enumerate(channels.writes["3"].tolist()) if not gone[u]]
+    with torch.inference_mode():
+        whole = model[:6](fresh)[:, kept]
+        errors = [float((repaired.model[:6](fresh) - whole).square().mean()) for repaired in (found, linear)]
+    assert errors[0] < 0.98 * errors[1]

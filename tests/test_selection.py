@@ -85,6 +85,15 @@ def test_aligned_widths(resnet):
     assert max(shares) - min(shares) < 0.08
 
 
+@pytest.mark.parametrize("gone", [1, 16, 77])
+def test_of_many_filters_none_goes_beyond_what_was_asked_for(gone):
+    """One of 128 is less than the two percent within which nothing is put back."""
+    model = zoo.build("lenet5", {"widths": [16, 32, 48, 32], "size": 16})
+    channels = channel_map(model, torch.zeros(1, 1, 16, 16))
+    made = select(model, channels, RANKERS["l1"](model, channels), ratio=gone / 128)
+    assert sum(len(kept) for kept in made.keep.values()) == 128 - gone
+
+
 def test_the_best_filters_stay(resnet):
     model, channels = resnet
     scores = RANKERS["l1"](model, channels)
@@ -185,6 +194,13 @@ def test_scores_of_another_network_are_refused(resnet):
     model, channels = resnet
     other = FilterScores(ranker="l1", scores={"conv1": [1.0, 2.0]})
     with pytest.raises(SlimrankError, match="rank this checkpoint"):
+        select(model, channels, other, macs=0.5)
+
+
+def test_scores_of_other_layers_are_named_up_to_three(lenet):
+    model, channels, _ = lenet
+    other = FilterScores(ranker="l1", scores={name: [1.0] for name in "abcd"})
+    with pytest.raises(SlimrankError, match=r"the scores are of other layers \(a, b, c\) than this checkpoint can lose"):
         select(model, channels, other, macs=0.5)
 
 

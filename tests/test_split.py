@@ -46,6 +46,7 @@ class Reads(torch.nn.Module):
         super().__init__()
         self.stem, self.head, self.down = torch.nn.Conv2d(3, 6, 3), head, PadsFirst(6, 5, 3)
         self.one, self.two = torch.nn.Conv2d(6, 5, 3), torch.nn.Conv2d(6, 5, 1)
+        self.side, self.wide = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(10, 5, 1)
         self.fc, self.classifier = torch.nn.Linear(6, 5), torch.nn.Linear(5, 5)
 
     def forward(self, x):
@@ -59,6 +60,8 @@ HEADS = {
     "sizes": lambda s, x, image: s.one(x).relu().view(x.size(0), 5, -1).sum(2) / x.shape[2] / x.dim(),
     "sizes of the image": lambda s, x, image: s.one(x).relu().reshape(image.shape[0], 5, -1)[..., : image.numel()].amax(2),
     "a scaled sum": lambda s, x, image: torch.add(s.one(x), s.two(x)[:, :, 1:-1, 1:-1], alpha=0.5).relu().mean((2, 3)),
+    "beside another group": lambda s, x, image: s.wide(torch.cat([x, s.side(image)], 1)).relu().mean((2, 3)),
+    "behind another group": lambda s, x, image: s.wide(torch.cat([s.side(image), x], 1)).relu().mean((2, 3)),
     "a product": lambda s, x, image: (s.one(x) * s.two(x)[:, :, 1:-1, 1:-1]).mean((2, 3)),
     "a layer that is called twice": lambda s, x, image: s.two(x).mean((2, 3)) + s.two(x.flip(2) * 2).relu().mean((2, 3)),
     "a layer of the user's own": lambda s, x, image: s.down(x).relu().mean((2, 3)),
