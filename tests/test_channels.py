@@ -309,6 +309,26 @@ def test_what_no_rule_follows_stays_and_says_why(operator):
     assert why in group.why
 
 
+class Mixes(nn.Module):
+    """A layer that slimrank does not look into: it cuts itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12, 6))
+
+    def slice_channels(self, keep_in: torch.Tensor, keep_out: torch.Tensor) -> None:
+        self.weight = nn.Parameter(self.weight.detach()[keep_in][:, keep_out])
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bchw,cd->bdhw", y, self.weight.to(y).softmax(1))
+
+
+def test_a_layer_that_cuts_itself_is_asked_to():
+    torch.manual_seed(0)
+    smaller = cut_exactly(Between(Mixes()).double().eval())
+    assert smaller.operator.weight.shape == (11, 6)
+
+
 def test_what_reads_a_weight_outside_its_layer_pins_what_it_reads():
     """No hook of the layer sees it: the channels could not be masked."""
 

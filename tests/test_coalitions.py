@@ -236,6 +236,7 @@ def test_evaluations_count_coalitions_and_passes_what_was_run(small):
     assert (game.evaluations, game.passes, game.images, game.n) == (16, 16 * 30, 30, 4)
     assert game.without_each(torch.ones(4, dtype=torch.bool), [0, 2]).likelihood is None
     assert (game.evaluations, game.notes) == (18, [])
+    assert game.without_each(torch.ones(4, dtype=torch.bool), []).correct.tolist() == []
     assert game.passes <= 18 * 30
 
 

@@ -24,7 +24,7 @@ from slimrank.evaluate.data import Preprocessing, open_data
 from slimrank.evaluate.latency import compare, interleaved
 from slimrank.evaluate.runner import PROVIDERS, Runner
 from slimrank.export import to_onnx
-from slimrank.export.parity import parity
+from slimrank.export.parity import Parity, parity
 from slimrank.export.quantize import quantized
 from slimrank.export.to_onnx import export, metadata
 
@@ -160,6 +160,14 @@ def test_parity_is_of_every_batch(wrong):
     assert (found.images, found.on, found.max_abs_diff) == (9, "images", largest)
     assert found.relative == pytest.approx(largest / float(every.std(correction=0)))
     assert found.agreement == found.top1 == 8 / 9
+
+
+@pytest.mark.parametrize(("top1", "told"), [(None, ""), (0.5, ", top-1 0.5000")])
+def test_parity_tells_the_top1_where_there_is_one(top1, told):
+    found = str(Parity(0.25, 0.125, 0.5, 1000, "images", top1))
+    assert (
+        found == f"largest logit difference 2.50e-01 (1.2e-01 of the spread), same decision on 50.0000% of 1,000 images{told}"
+    )
 
 
 @pytest.mark.parametrize("unknown", [0, 1])

@@ -41,6 +41,7 @@ OPERATIONS = {
     "dot": (lambda x: torch.dot(x.flatten(), x.flatten()), None, 144),
     "bilinear": (lambda m, x: m(rows(x), rows(x)), nn.Bilinear(36, 36, 5), 4 * 5 * (36 * 36 + 36)),
     "attention": (lambda x: attend(rows(x), rows(x)[:, :3], rows(x)[:, :3, :5]), None, 4 * 3 * (36 + 5)),
+    "attention of heads": (lambda x: attend(x, x, x), None, 4 * 6 * 6 * (6 + 6)),
     "einsum": (lambda x: torch.einsum("bcs,bds->bcd", rows(x), rows(x)), None, 4 * 4 * 36),
     "in place": (lambda x: torch.ones(4, 7).addmm_(rows(x)[0], torch.ones(36, 7)), None, 4 * 7 * 36),
 }
@@ -87,6 +88,24 @@ def test_a_layer_that_tells_its_own_macs_is_believed_and_what_follows_is_counted
     assert counted.macs == 4006 + 2 * 36 * 8 + 432
     assert counted.uncounted["relu"] == 1
     assert not {"tanh", "conv2d", "convolution"} & set(counted.uncounted)
+
+
+def test_what_tells_its_own_macs_is_believed_of_such_a_layer_inside_it_too():
+    class Outer(Own):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.after = Own(), nn.Conv2d(4, 4, 1)
+
+        def macs(self, shape: tuple[int, ...]) -> int:
+            return 7
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(self.inner(x))
+
+    counted = count(nn.Sequential(Outer(), nn.Conv2d(4, 2, 1)), (4, 6, 6))
+    assert counted.layers["0"].macs == 7
+    assert counted.layers["0.after"].macs == 0
+    assert counted.layers["1"].macs == 36 * 8
 
 
 def test_a_layer_that_runs_twice_costs_twice():

@@ -250,6 +250,28 @@ def test_images_that_are_all_alike_leave_the_network_as_it_is_or_better():
     assert logit_error(model, found.model, pictures(20)) < 2 * logit_error(model, smaller, pictures(20))
 
 
+def test_the_error_before_is_that_of_the_cut_layer_on_what_is_held_out():
+    model, images = network(), pictures(60)
+    channels, gone, smaller = halved(model)
+    found = reconstruct(model, smaller, channels, gone, batches(images)).layers[0]
+    with torch.inference_mode():
+        wanted = model[:4](images[::5])[:, [i for i, u in enumerate(channels.writes["3"].tolist()) if not gone[u]]]
+        lost = (wanted - smaller[:4](images[::5])).square().sum()
+    power = (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().sum()
+    assert found.layer == "3"
+    assert found.before == pytest.approx(float(lost / power), rel=1e-4)
+
+
+def test_images_are_multiplied_block_by_block(monkeypatch):
+    model, images = network(), batches(pictures(60))
+    channels, gone, smaller = halved(model)
+    at_once = reconstruct(model, smaller, channels, gone, images)
+    monkeypatch.setattr("slimrank.compress.pruning.reconstruct.BLOCK", 1)
+    found = reconstruct(model, smaller, channels, gone, images)
+    assert [fit.rows for fit in found.layers] == [fit.rows for fit in at_once.layers]
+    assert [fit.after for fit in found.layers] == pytest.approx([fit.after for fit in at_once.layers], rel=1e-3)
+
+
 def test_of_many_positions_some_are_drawn(monkeypatch):
     """2,000 for each group at least, of 100 images with 64 each."""
     monkeypatch.setattr("slimrank.compress.pruning.reconstruct.ROWS", 1000)

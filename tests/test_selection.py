@@ -174,6 +174,7 @@ def test_no_part_of_a_concat_runs_empty():
         ({"ratio": 0}, "between 0 and 1"),
         ({"ratio": 1.5}, "`ratio` is 1.5, must lie strictly between 0 and 1"),
         ({"macs": -0.1}, "between 0 and 1"),
+        ({"macs": 1}, "between 0 and 1"),
         ({"macs": float("nan")}, "between 0 and 1"),
         ({}, "one budget"),
         ({"ratio": 0.5, "macs": 0.5}, "one budget"),
