@@ -271,11 +271,23 @@ def test_power_set_of_features(n, classes, bias, seed):
     channels = channel_map(model, x[:1])
     game = Coalitions(model, channels, "0", [(x, labels)], classes=classes, dtype=torch.float64)
     assert game.split.logits
+    game.play(torch.ones(1, n))
     counts = power_set(game)
-    assert (game.evaluations, game.passes) == (2**n, 2**n * 20)
+    assert (game.evaluations, game.passes) == (1 + 2**n, 20 + 2**n * 20)
     for code, count in enumerate(counts.tolist()):
         mask = bits(torch.tensor([code]), n)[0]
         assert count == int(hits(model, channels, "0", mask, x, labels).sum()), code
+
+
+@pytest.mark.parametrize("block", [1, 100, 2**30])
+def test_power_set_of_features_in_tables_of_any_size(monkeypatch, block):
+    monkeypatch.setattr(powerset, "BLOCK", block)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)).double()
+    x, labels = torch.randn(12, 1, 3, 3, dtype=torch.float64), torch.arange(12) % 3
+    channels = channel_map(model, x[:1])
+    counts = power_set(Coalitions(model, channels, "3", [(x, labels)], classes=3, dtype=torch.float64))
+    assert counts.tolist() == [int(hits(model, channels, "3", m, x, labels).sum()) for m in bits(torch.arange(32), 5)]
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "fc2"])

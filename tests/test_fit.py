@@ -60,8 +60,9 @@ def test_every_epoch_shows_each_image_once_in_an_order_of_its_own(monkeypatch):
     assert not torch.equal(other, torch.cat(seen))
 
 
-def test_the_learning_rate_is_for_features_of_deviation_one_and_falls_by_a_cosine(monkeypatch):
-    images = cached(23)
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_the_learning_rate_is_for_features_of_deviation_one_and_falls_by_a_cosine(monkeypatch, scale):
+    images = Cached(scale * cached(23).x, cached(23).labels)
     watched(monkeypatch, images, epochs=4, batch=10)
     phase = torch.arange(12) * torch.pi / 12
     expected = 0.01 / images.x.std() * (1 + phase.cos()) / 2

@@ -43,6 +43,7 @@ OPERATIONS = {
     "attention": (lambda x: attend(rows(x), rows(x)[:, :3], rows(x)[:, :3, :5]), None, 4 * 3 * (36 + 5)),
     "attention of heads": (lambda x: attend(x, x, x), None, 4 * 6 * 6 * (6 + 6)),
     "einsum": (lambda x: torch.einsum("bcs,bds->bcd", rows(x), rows(x)), None, 4 * 4 * 36),
+    "keywords": (lambda m, x: m(torch.linalg.vecdot(x, x, dim=1).flatten(1)), nn.Linear(36, 7), 36 * 7),
     "in place": (lambda x: torch.ones(4, 7).addmm_(rows(x)[0], torch.ones(36, 7)), None, 4 * 7 * 36),
 }
 

@@ -384,3 +384,20 @@ def test_a_conv_of_ones_own_class_is_fitted():
     assert [type(module) for module in found.model] == [type(module) for module in smaller]
     fresh = pictures(50, seed=6)
     assert logit_error(model, found.model, fresh) < logit_error(model, smaller, fresh)
+
+
+def test_where_what_is_lost_is_unlike_what_is_left_its_mean_alone_is_put_back():
+    """Independent inputs, of which half are cut: nothing but the mean can be told from the others."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.Linear(12, 2)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(12))
+    images = torch.randn(40, 3, 2, 2, dtype=torch.float64, generator=generator) + 3
+    channels = channel_map(model, images[:1])
+    gone = channels.removed({"1": list(range(6))})
+    smaller = cut(model, channels, gone)
+    found = reconstruct(model, smaller, channels, gone, batches(images))
+    assert found.layers[0].ridge == inf
+    assert torch.equal(found.model[2].weight, smaller[2].weight)
+    with torch.inference_mode():
+        torch.testing.assert_close(found.model(images).mean(0), model(images).mean(0))

@@ -47,7 +47,7 @@ class Reads(torch.nn.Module):
         self.stem, self.head, self.down = torch.nn.Conv2d(3, 6, 3), head, PadsFirst(6, 5, 3)
         self.one, self.two = torch.nn.Conv2d(6, 5, 3), torch.nn.Conv2d(6, 5, 1)
         self.side, self.wide = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(10, 5, 1)
-        self.fc, self.classifier = torch.nn.Linear(6, 5), torch.nn.Linear(5, 5)
+        self.line, self.fc, self.classifier = torch.nn.Conv1d(6, 5, 3), torch.nn.Linear(6, 5), torch.nn.Linear(5, 5)
 
     def forward(self, x):
         return self.classifier(self.head(self, torch.relu(self.stem(x)), x))
@@ -62,6 +62,9 @@ HEADS = {
     "a scaled sum": lambda s, x, image: torch.add(s.one(x), s.two(x)[:, :, 1:-1, 1:-1], alpha=0.5).relu().mean((2, 3)),
     "beside another group": lambda s, x, image: s.wide(torch.cat([x, s.side(image)], 1)).relu().mean((2, 3)),
     "behind another group": lambda s, x, image: s.wide(torch.cat([s.side(image), x], 1)).relu().mean((2, 3)),
+    "a sequence": lambda s, x, image: s.line(x.flatten(2)).relu().mean(2),
+    "features": lambda s, x, image: s.fc(x.mean((2, 3))).relu(),
+    "tokens": lambda s, x, image: s.fc(x.flatten(2).transpose(1, 2)).relu().mean(1),
     "a product": lambda s, x, image: (s.one(x) * s.two(x)[:, :, 1:-1, 1:-1]).mean((2, 3)),
     "a layer that is called twice": lambda s, x, image: s.two(x).mean((2, 3)) + s.two(x.flip(2) * 2).relu().mean((2, 3)),
     "a layer of the user's own": lambda s, x, image: s.down(x).relu().mean((2, 3)),
