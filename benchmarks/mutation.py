@@ -46,7 +46,8 @@ CORE = (
     "compress/head/fit.py", "evaluate/macs.py", "export/parity.py", "compress/pruning/reconstruct.py",
 )  # fmt: skip
 TESTS = (
-    "coalitions", "split", "car", "switch", "shapley", "channels", "surgery", "selection", "budgets", "reconstruct",
+    "coalitions", "split", "car", "switch", "shapley", "channels", "surgery", "selection", "budgets",
+    "reconstruct", "reconstruct_rows",
     "rectified", "repair", "reconstruct_ranker", "export", "specialize", "matrix", "subspace", "layerwise", "onnx_macs",
     "head_timing", "probe", "fit", "macs",
 )  # fmt: skip

@@ -238,6 +238,7 @@ def test_evaluations_count_coalitions_and_passes_what_was_run(small):
     assert (game.evaluations, game.notes) == (18, [])
     assert game.without_each(torch.ones(4, dtype=torch.bool), []).correct.tolist() == []
     assert game.passes <= 18 * 30
+    assert game.played == Played(evaluations=18, images=30, passes=game.passes)
 
 
 def test_images_of_one_class_are_refused_by_its_number(small):

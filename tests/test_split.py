@@ -46,6 +46,7 @@ class Reads(torch.nn.Module):
         super().__init__()
         self.stem, self.head, self.down = torch.nn.Conv2d(3, 6, 3), head, PadsFirst(6, 5, 3)
         self.one, self.two = torch.nn.Conv2d(6, 5, 3), torch.nn.Conv2d(6, 5, 1)
+        self.pool = torch.nn.MaxPool2d(2, 1)
         self.side, self.wide = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(10, 5, 1)
         self.line, self.fc, self.classifier = torch.nn.Conv1d(6, 5, 3), torch.nn.Linear(6, 5), torch.nn.Linear(5, 5)
 
@@ -67,6 +68,7 @@ HEADS = {
     "tokens": lambda s, x, image: s.fc(x.flatten(2).transpose(1, 2)).relu().mean(1),
     "a product": lambda s, x, image: (s.one(x) * s.two(x)[:, :, 1:-1, 1:-1]).mean((2, 3)),
     "a layer that is called twice": lambda s, x, image: s.two(x).mean((2, 3)) + s.two(x.flip(2) * 2).relu().mean((2, 3)),
+    "a pool that is called twice": lambda s, x, image: s.pool(s.pool(s.one(x))).relu().mean((2, 3)),
     "a layer of the user's own": lambda s, x, image: s.down(x).relu().mean((2, 3)),
     "hidden from the trace": lambda s, x, image: s.one(x).mean((2, 3)) if isinstance(x, torch.Tensor) else s.fc(x.mean((2, 3))),
     "untraceable": lambda s, x, image: s.one(x).mean((2, 3)) if float(x.mean()) < 1e9 else x,
