@@ -40,6 +40,7 @@ OPERATIONS = {
     "mv": (lambda x: torch.mv(rows(x)[0], torch.ones(36)), None, 4 * 36),
     "dot": (lambda x: torch.dot(x.flatten(), x.flatten()), None, 144),
     "bilinear": (lambda m, x: m(rows(x), rows(x)), nn.Bilinear(36, 36, 5), 4 * 5 * (36 * 36 + 36)),
+    "bilinear, one output": (lambda m, x: m(rows(x), rows(x)), nn.Bilinear(36, 36, 1), 4 * (36 * 36 + 36)),
     "attention": (lambda x: attend(rows(x), rows(x)[:, :3], rows(x)[:, :3, :5]), None, 4 * 3 * (36 + 5)),
     "attention of heads": (lambda x: attend(x, x, x), None, 4 * 6 * 6 * (6 + 6)),
     "einsum": (lambda x: torch.einsum("bcs,bds->bcd", rows(x), rows(x)), None, 4 * 4 * 36),
