@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 
 import numpy as np
 import onnx
@@ -235,6 +236,10 @@ HUGE = {
         [helper.make_node("Conv", ["images", "w"], ["logits"], pads=[20_000] * 4)],
         {"constants": [("w", np.ones((8, 1, 3, 3), np.float32))]},
     ),
+    "range": (
+        [helper.make_node("Range", ["a", "b", "c"], ["r"]), helper.make_node("ReduceSum", ["r"], ["logits"])],
+        {"constants": [("a", np.array(0)), ("b", np.array(10**9)), ("c", np.array(1))]},
+    ),
     "random": ([helper.make_node("RandomNormal", [], ["logits"], shape=[10**6, 10**6])], {}),
     "branch": (
         [helper.make_node("If", ["c"], ["logits"], then_branch=body("a"), else_branch=body("b"))],
@@ -254,6 +259,21 @@ def test_a_graph_that_makes_huge_tensors_is_not_loaded(tmp_path, kind):
     nodes, more = HUGE[kind]
     with pytest.raises(SlimrankError, match="bytes are the limit"):
         Runner(graph(tmp_path / "m.onnx", nodes, **more))
+
+
+@pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand"])
+def test_shapes_that_take_memory_to_follow_are_refused(tmp_path, kind):
+    """ONNX keeps the values that may decide a shape one by one, in a hundred bytes each."""
+    inputs, value = (["one", "s"], {}) if kind == "Expand" else (["s"], {"value": numpy_helper.from_array(np.array([1]))})
+    nodes = [
+        helper.make_node(kind, inputs, ["r"], **value), helper.make_node("Cast", ["r"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["c"], ["logits"]),
+    ]  # fmt: skip
+    path = graph(tmp_path / "m.onnx", nodes, constants=[("s", [2 * 10**7]), ("one", [1])])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(SlimrankError, match="shapes alone take more than"):
+        check_declared(path)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_file_may_make_tensors_as_large_as_it_is(tmp_path, monkeypatch):
