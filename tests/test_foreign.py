@@ -312,10 +312,11 @@ def npz() -> bytes:
         (gzip.compress(b"weights"), "gzip"),
         (lzma.compress(b"weights"), "xz"),
         (bz2.compress(b"weights"), "bzip2"),
+        (b"\x28\xb5\x2f\xfd\x20\x07", "zstd"),
         (tar(), "tar"),
         (npz(), "NumPy"),
     ],
-    ids=["git lfs", "html", "hdf5", "gzip", "xz", "bzip2", "tar", "npz"],
+    ids=["git lfs", "html", "hdf5", "gzip", "xz", "bzip2", "zstd", "tar", "npz"],
 )
 def test_sound_files_of_another_kind_are_named(tmp_path, content, what):
     (tmp_path / "other.pt").write_bytes(content)

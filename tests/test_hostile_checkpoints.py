@@ -198,6 +198,7 @@ ODD = {
     "bsc": lambda: torch.ones(10, 84).to_sparse_bsc((2, 2)),
     "meta": lambda: torch.ones(10, 84, device="meta"),
     "per channel": quantised,
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     "repeated": lambda: torch.ones(1, 84).expand(10, 84),
     "overlapping": lambda: torch.ones(100).as_strided((10, 84), (1, 1)),
     "huge": lambda: torch.ones(1).expand(10**6, 10**6),

@@ -14,6 +14,9 @@ OTHERS = {  # how a file begins that is no checkpoint -> what it is, what to do
     b"\x1f\x8b": ("compressed with gzip", "unpack it first"),
     b"\xfd7zXZ": ("compressed with xz", "unpack it first"),
     b"BZh": ("compressed with bzip2", "unpack it first"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it first"),
+    b"\x04\x22\x4d\x18": ("compressed with lz4", "unpack it first"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it first"),
 }
 SAVED = (b"PK\x03\x04", b"\x80")  # of what torch.save writes: an archive, before 1.6 a pickle
 TAR = slice(257, 262)  # bytes of a tar archive that say so; Python's own look would unpack the file to see

@@ -44,7 +44,8 @@ class Part:
 
 
 def tree(value: Any) -> Tree:
-    """Read mappings, lists and modules as a tree of tensors; what holds no tensor, and what holds itself, is left out.
+    """Read mappings, lists and modules as a tree of tensors; what holds no tensor, and what holds itself, is left out, and
+    nested tensors, which have no shape.
 
     Raises SlimrankError for what is nested too often: a few lists of lists can hold one another billions of times.
     """
@@ -70,7 +71,7 @@ class _Reader:
         found = Nest()
         for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
             grown = inner if isinstance(inner, Tensor) else self.tree(inner, above)
-            if isinstance(grown, Tensor) or grown:
+            if not grown.is_nested if isinstance(grown, Tensor) else grown:
                 _plant(found, str(key), grown)
         return found
 
