@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...errors import SlimrankError
 from .split import Split
 
-CHUNK_BYTES = 6 * 2**20  # of the largest activation in one chunk, so that it stays in the processor's caches
+CHUNK_BYTES = 6 * 2**20  # of the largest activation in one chunk for each thread, so that it stays in the processor's caches
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Activations:
             logits = self.split.after(*chunk.crossing)
         if logits.shape[1] != self.classes:
             raise SlimrankError(f"the model has {logits.shape[1]} outputs, the data {self.classes} classes; they must match")
-        return max(8, min(4096, CHUNK_BYTES // largest.bytes))
+        return max(8, min(4096, CHUNK_BYTES * torch.get_num_threads() // largest.bytes))
 
     def _fill(self, relay: Relay) -> bool:
         """Count the images and keep chunks while memory lasts; True where all are kept."""

@@ -44,7 +44,7 @@ class Suffix:
         for z, images in outputs:
             limit = 1
             if images is None and not others:
-                limit = max(1, CHUNK_BYTES // (z.numel() * z.element_size()))
+                limit = max(1, CHUNK_BYTES * torch.get_num_threads() // (z.numel() * z.element_size()))
                 together.append(z.clone() if limit > 1 else z)
             if len(together) >= limit:
                 yield self._tail_of_all(together)
