@@ -1,6 +1,5 @@
 """What an ONNX file asks for before it is loaded: ONNX Runtime allocates whatever a graph declares, in part while loading."""
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ import onnx
 from ..errors import SlimrankError
 
 LARGEST = 2**30  # bytes of one tensor, where axes that are open count as one
-FOLLOWED = 2**29  # bytes that it may take to follow shapes
+FOLLOWED = 10**5  # numbers of a tensor whose values are followed
+GROWS = ("ConstantOfShape", "Expand", "Range", "Tile", "Concat")  # operators that make many integers out of few
 SMALL = 1024  # numbers of a constant whose values may decide a shape
 
 
@@ -18,27 +18,38 @@ def check_declared(path: str | Path) -> None:
     """Raise SlimrankError where a tensor of an ONNX file, constant or computed, would be larger than LARGEST bytes, and than
     the file with what lies beside it.
 
-    Shapes are those that ONNX infers, with the values that decide a shape; a file that takes more than FOLLOWED bytes for
-    that is refused as well. A file that cannot be read or inferred is left to ONNX Runtime, which says why.
+    Shapes are those that ONNX infers, with the values that decide a shape unless those may be many. A file that cannot be read
+    or inferred is left to ONNX Runtime, which says why.
     """
     if not Path(path).is_file():
         return
     try:
         model = onnx.load(path, load_external_data=False)
         held = max(LARGEST, *_sizes(Path(path), model.graph))
-        found = [(tensor.values.name, tensor.dims, tensor.values.data_type) for tensor in model.graph.sparse_initializer]
+        sparse = [(tensor.values.name, tensor.dims, tensor.values.data_type) for tensor in model.graph.sparse_initializer]
         _without_weights(model.graph)
-        for values in (False, True):  # a value may be as large as the tensor, so first what needs none
-            _refuse_large(path, found, held)
-            with at_most(FOLLOWED):
-                found = [*_tensors(onnx.shape_inference.infer_shapes(model, data_prop=values).graph)]
-    except SlimrankError:
-        raise
-    except MemoryError as error:
-        raise SlimrankError(f"{path}: its shapes alone take more than {FOLLOWED:,} bytes to follow; export it again") from error
+        inferred = onnx.shape_inference.infer_shapes(model).graph
     except Exception:  # protobuf's and onnx's own exceptions differ between versions
         return
-    _refuse_large(path, found, held)
+    _refuse_large(path, [*sparse, *_tensors(inferred)], held)
+    if _many_values(inferred):
+        return
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception:  # as above
+        return
+    _refuse_large(path, _tensors(inferred), held)
+
+
+def _many_values(graph: onnx.GraphProto) -> bool:
+    """Whether ONNX might follow the values of large integer tensors: it keeps them one by one, in a hundred bytes each."""
+    known = {value.name: value.type.tensor_type for value in (*graph.input, *graph.output, *graph.value_info)}
+    for name in (name for node in graph.node if node.op_type in GROWS for name in node.output):
+        if name not in known or known[name].elem_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
+            sides = [dim.dim_value for dim in known[name].shape.dim] if name in known else [0]
+            if not 0 < math.prod(sides) <= FOLLOWED:
+                return True
+    return False
 
 
 def _refuse_large(path: str | Path, tensors: Iterable[tuple[str, Sequence[int], int]], held: int) -> None:
@@ -48,25 +59,6 @@ def _refuse_large(path: str | Path, tensors: Iterable[tuple[str, Sequence[int], 
                 f"{path} makes {name or 'a tensor'}, {' x '.join(map(str, dims))} numbers ({size:,} bytes); {held:,} bytes "
                 "are the limit: export it for smaller images or a smaller batch"
             )
-
-
-@contextlib.contextmanager
-def at_most(size: int) -> Iterator[None]:
-    """Within the context the process gets `size` bytes more at most, where the system can be told so; then MemoryError."""
-    try:
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        before = resource.getrlimit(resource.RLIMIT_AS)
-    except (ImportError, OSError):  # not Linux
-        yield
-        return
-    limits = [limit for limit in (pages * resource.getpagesize() + size, *before) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min(limits), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _without_weights(graph: onnx.GraphProto) -> None:

@@ -262,18 +262,17 @@ def test_a_graph_that_makes_huge_tensors_is_not_loaded(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand"])
-def test_shapes_that_take_memory_to_follow_are_refused(tmp_path, kind):
-    """ONNX keeps the values that may decide a shape one by one, in a hundred bytes each."""
+def test_values_of_large_tensors_are_not_followed(tmp_path, kind):
+    """ONNX would keep them one by one, in a hundred bytes each: two gigabytes here."""
     inputs, value = (["one", "s"], {}) if kind == "Expand" else (["s"], {"value": numpy_helper.from_array(np.array([1]))})
     nodes = [
         helper.make_node(kind, inputs, ["r"], **value), helper.make_node("Cast", ["r"], ["c"], to=TensorProto.FLOAT),
         helper.make_node("ReduceSum", ["c"], ["logits"]),
     ]  # fmt: skip
     path = graph(tmp_path / "m.onnx", nodes, constants=[("s", [2 * 10**7]), ("one", [1])])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(SlimrankError, match="shapes alone take more than"):
-        check_declared(path)
-    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    check_declared(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # kilobytes
 
 
 def test_a_file_may_make_tensors_as_large_as_it_is(tmp_path, monkeypatch):
