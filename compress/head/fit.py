@@ -77,7 +77,7 @@ def trained(
     epochs: int = 20,
     lr: float = 2e-3,
     batch: int = 256,
-    seed: int,
+    seed: int = 0,
 ) -> tuple[HeadModule, Trained]:
     """Train a head (sparsity fixed) on cached features: Adam, cosine schedule to zero.
 
