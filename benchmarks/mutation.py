@@ -46,10 +46,9 @@ CORE = (
     "compress/head/fit.py", "evaluate/macs.py", "export/parity.py", "compress/pruning/reconstruct.py",
 )  # fmt: skip
 TESTS = (
-    "coalitions", "split", "car", "switch", "shapley", "channels", "surgery", "selection", "budgets",
-    "reconstruct", "reconstruct_rows",
-    "rectified", "repair", "reconstruct_ranker", "export", "specialize", "matrix", "subspace", "layerwise", "onnx_macs",
-    "head_timing", "probe", "fit", "macs",
+    "coalitions", "split", "car", "switch", "shapley", "channels", "surgery", "selection", "budgets", "reconstruct",
+    "reconstruct_rows", "rectified", "repair", "reconstruct_ranker", "export", "specialize", "matrix", "subspace",
+    "layerwise", "onnx_macs", "head_timing", "probe", "fit", "macs",
 )  # fmt: skip
 DATA = {"cifar", "mnist", "resnet18"}  # fixtures that are too slow for a mutant
 SURVIVED = (0, 98)  # statuses: no test failed, the mutant cannot be put in

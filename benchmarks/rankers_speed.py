@@ -131,7 +131,7 @@ def main() -> None:
         slow *= 2
         start = time.perf_counter()
         game = Coalitions(model, channels, layer, batches, classes=10, screened=True, relay=relay)
-        found = car.without_each(game)
+        found = car.with_and_without(game)
         fast = time.perf_counter() - start
         shared, strong = (n / 4 * naive(layer, less[:4])[1] for naive in (here, best))
         dense = likelihood(here(layer, torch.ones(1, n, dtype=torch.bool))[0][0])
@@ -200,7 +200,7 @@ def main() -> None:
         some = [(x, y) for x, y in some if len(y)]
         start = time.perf_counter()
         game = Coalitions(model, channels, "layer2.0.conv1", some, classes=10, screened=True)
-        car.without_each(game)
+        car.with_and_without(game)
         return {"images": game.images, "engine_seconds": round(time.perf_counter() - start, 2)}
 
     try:

@@ -28,17 +28,20 @@ def check_declared(path: str | Path) -> None:
         held = max(LARGEST, *_sizes(Path(path), model.graph))
         sparse = [(tensor.values.name, tensor.dims, tensor.values.data_type) for tensor in model.graph.sparse_initializer]
         _without_weights(model.graph)
-        inferred = onnx.shape_inference.infer_shapes(model).graph
     except Exception:  # protobuf's and onnx's own exceptions differ between versions
         return
+    inferred = _inferred(model, values=False)
     _refuse_large(path, [*sparse, *_tensors(inferred)], held)
-    if _many_values(inferred):
-        return
+    if not _many_values(inferred):
+        _refuse_large(path, _tensors(_inferred(model, values=True)), held)
+
+
+def _inferred(model: onnx.ModelProto, values: bool) -> onnx.GraphProto:
+    """The graph with the shapes that ONNX infers, following `values` that decide one; empty where it cannot."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception:  # as above
-        return
-    _refuse_large(path, _tensors(inferred), held)
+        return onnx.shape_inference.infer_shapes(model, data_prop=values).graph
+    except Exception:  # protobuf's and onnx's own exceptions differ between versions
+        return onnx.GraphProto()
 
 
 def _many_values(graph: onnx.GraphProto) -> bool:

@@ -58,7 +58,7 @@ def pays(monkeypatch):
 
 def both(game, exact):
     """Outcomes of a screened game and an exact one, the whole network and without each unit."""
-    return car.without_each(game), car.without_each(exact)
+    return car.with_and_without(game), car.with_and_without(exact)
 
 
 @pytest.mark.parametrize("layer", ["stem", "a"])

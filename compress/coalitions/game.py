@@ -114,8 +114,7 @@ class Coalitions:
         if hard_first and self.activations.complete and 2 * budget.free >= memory:  # sorting needs a copy
             self.activations.hard_first()
         self.screen: Screen | None = None
-        device = self.class_images.device if not self.activations.kept else self.activations.kept[0].labels.device
-        if screened and pays(self.split, self.n * self.images, dtype, device):
+        if screened and pays(self.split, self.n * self.images, dtype, next(model.parameters()).device):
             screen = Screen(self.suffix, model, channels, layer, relay)
             self.screen = screen if screen.works(next(self.chunks())) else None
 

@@ -14,7 +14,7 @@ from ..channels.groups import ChannelMap
 from ..coalitions.activations import Relay
 from ..coalitions.game import Coalitions
 from ..network.checkpoint import Checkpoint
-from ..rankers.car import LayerCar, one_shot
+from ..rankers.car import ESTIMATED, LayerCar, one_shot
 from ..rankers.scores import least_first
 from .filters import ColourOrder, FilterSurvey, Redundancy, colour_order, kernel_colour, redundancy
 from .responses import Responses
@@ -106,14 +106,15 @@ def choose_layers(checkpoint: Checkpoint, channels: ChannelMap, named: list[str]
 def layers_car(
     model: nn.Module, channels: ChannelMap, batches: Iterable[tuple[Tensor, Tensor]], layers: list[str], classes: int
 ) -> tuple[dict[str, LayerCar], list[str]]:
-    """One-shot CAR of each layer, and notes on layers where every coalition ran the whole network."""
-    scores, notes = {}, []
+    """One-shot CAR of each layer, and notes on how it was found."""
+    scores: dict[str, LayerCar] = {}
+    notes: list[str] = []
     relay = Relay()
     for name in tqdm(layers, desc="car", leave=False, disable=None):
         game = Coalitions(model, channels, name, batches, classes=classes, screened=True, relay=relay)
         scores[name] = one_shot(game)
         notes += game.notes
-    return scores, notes
+    return scores, [*notes, *([ESTIMATED] if any(layer.screened for layer in scores.values()) else [])]
 
 
 def report_layer(

@@ -23,6 +23,8 @@ from ..coalitions.game import Coalitions, Outcome, Played
 from . import CarOptions
 from .scores import FilterScores
 
+ESTIMATED = "filters of equal CAR are in an order estimated in part in bfloat16; the counts are exact"
+
 
 def rank(
     model: nn.Module,
@@ -36,10 +38,11 @@ def rank(
 ) -> FilterScores:
     """Score of a unit: its CAR; between equals the summed log-likelihood that its removal costs (`ties`), then the index.
 
-    `batches`: images neither trained nor tested on, read once for each layer. `car_by_class[layer][unit]`: CAR on the images
-    of each class (None where it has no images); weighted by the classes' shares they sum to CAR. Exact on these images;
-    evaluations: n a layer, and one for the whole network. Where the processor is fast in bfloat16, the log-likelihoods are in
-    part estimated there (coalitions/screen.py), and a note says so: equals may then come in another order than elsewhere.
+    `batches`: images neither trained nor tested on, read once, with `greedy` or little `memory` once for each layer.
+    `car_by_class[layer][unit]`: CAR on the images of each class (None where it has no images); weighted by the classes' shares
+    they sum to CAR. Exact on these images; evaluations: n a layer, and one for the whole network. Where the processor is fast
+    in bfloat16, the log-likelihoods are in part estimated there (coalitions/screen.py), and a note says so: equals may then
+    come in another order than elsewhere.
 
     `greedy`: removes `remove` units of each layer (default, and at most: all but one). Score: the accuracy lost once this unit
     and all before it are gone (never less than that of one removed earlier), so that layers compare; `ties`: the order.
@@ -67,7 +70,7 @@ def rank(
     notes = list(played.notes)
     absent = [] if options.greedy else next((absent for _, _, absent in every.values()), [])
     if any(layer.screened for layer, _, _ in every.values()):
-        notes.append("filters of equal CAR are in an order estimated in part in bfloat16; the counts are exact")
+        notes.append(ESTIMATED)
     if absent:
         few = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
         notes.append(f"no images of {len(absent)} classes ({few}): their car_by_class is null; raise `limit`")
@@ -99,7 +102,7 @@ class LayerCar:
 
 def one_shot(game: Coalitions) -> LayerCar:
     """CAR of every unit, from the whole network."""
-    found = without_each(game)
+    found = with_and_without(game)
     assert found.likelihood is not None
     lost = found.by_class[0] - found.by_class[1:]  # images, [units, classes]
     class_images = game.class_images.tolist()
@@ -110,7 +113,7 @@ def one_shot(game: Coalitions) -> LayerCar:
     )  # fmt: skip
 
 
-def without_each(game: Coalitions) -> Outcome:
+def with_and_without(game: Coalitions) -> Outcome:
     """Play the whole network first, then without each unit in turn; log-likelihoods too."""
     everyone = torch.ones(game.n, dtype=torch.bool)
     masks = torch.cat([everyone[None], ~torch.eye(game.n, dtype=torch.bool)])
