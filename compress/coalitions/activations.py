@@ -1,5 +1,6 @@
 """Images run once through the layers before a mask; what crosses over to the layers behind is kept while memory lasts."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +20,15 @@ class Memory:
     """Bytes that may still be kept."""
 
     free: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def claim(self, size: int) -> bool:
         """Take `size` bytes; False, and nothing taken, where fewer are left."""
-        if size > self.free:
-            return False
-        self.free -= size
-        return True
+        with self.lock:
+            if size > self.free:
+                return False
+            self.free -= size
+            return True
 
 
 @dataclass
@@ -38,9 +41,18 @@ class Chunk:
     kept: bool = False  # in memory until the game ends, so that what is derived from it pays more than once
     contributions: Tensor | None = None  # of each unit to the reading layer's output, [units, images, ...]
     active: Tensor | None = None  # where a unit is not all zero, bool [units, images]
+    parts: "list[Chunk]" = field(default_factory=list)  # its images again, for a thread each
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def cut(self, count: int) -> "list[Chunk]":
+        """The images in `count` parts of one size, or as many as there are images; the same ones whenever it is called."""
+        count = min(count, len(self))
+        if count > 1 and len(self.parts) != count:
+            each = [torch.tensor_split(tensor, count) for tensor in (self.labels, *self.crossing)]
+            self.parts = [Chunk(tuple(crossing), labels, kept=self.kept) for labels, *crossing in zip(*each, strict=True)]
+        return self.parts if count > 1 else [self]
 
 
 @dataclass

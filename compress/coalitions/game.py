@@ -25,6 +25,7 @@ from ...errors import SlimrankError
 from ..channels.groups import ChannelMap
 from . import MEMORY
 from .activations import Activations, Chunk, Memory, Relay
+from .lanes import keep_freed_memory, side_by_side
 from .screen import Screen, pays
 from .split import split
 from .suffix import Suffix
@@ -96,6 +97,7 @@ class Coalitions:
     ):
         if memory < 0:
             raise SlimrankError(f"`memory` is {memory}, must be 0 bytes or more")
+        keep_freed_memory()
         self.classes, self.dtype = classes, dtype
         self.split = split(model, channels, layer, dtype)
         self.n = self.split.units
@@ -171,19 +173,28 @@ class Coalitions:
     def _decide(self, chunk: Chunk, masks: Tensor, base: Tensor | None, likelihood: bool) -> tuple[Tensor, Tensor]:
         """Which images each coalition decides correctly (0 or 1, [coalitions, images]); cross-entropy summed over them,
         float64 [coalitions], zero unless asked for."""
-        hits = torch.empty(len(masks), len(chunk), device=chunk.labels.device)
-        lost = torch.zeros(len(masks), dtype=torch.float64)
-        done = 0
+        repeated = self.plays > 1
         if self.screen is not None and base is not None:
-            runs = self.screen.logits(chunk, masks, base, repeated=self.plays > 1)
-        else:
-            runs = self.suffix.logits(chunk, masks, base, repeated=self.plays > 1)
-        for logits in runs:
-            rows = slice(done, done + len(logits))
-            hits[rows] = logits.argmax(2) == chunk.labels
-            if likelihood:
-                labels = chunk.labels.expand(len(logits), -1)
-                each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-                lost[rows] = each.view(len(logits), -1).double().sum(1).cpu()
-            done = rows.stop
-        return hits, lost
+            return _decided(self.screen.logits(chunk, masks, base, repeated), chunk.labels, len(masks), likelihood)
+
+        def exactly(part: Chunk) -> tuple[Tensor, Tensor]:
+            return _decided(self.suffix.logits(part, masks, base, repeated), part.labels, len(masks), likelihood)
+
+        lanes = self.split.lanes
+        hits, lost = zip(*side_by_side(exactly, chunk.cut(lanes), lanes), strict=True)
+        return torch.cat(hits, 1), torch.stack(lost).sum(0)
+
+
+def _decided(runs: Iterable[Tensor], labels: Tensor, coalitions: int, likelihood: bool) -> tuple[Tensor, Tensor]:
+    """As Coalitions._decide, from logits [some coalitions, images, classes] at a time."""
+    hits = torch.empty(coalitions, len(labels), device=labels.device)
+    lost = torch.zeros(coalitions, dtype=torch.float64)
+    done = 0
+    for logits in runs:
+        rows = slice(done, done + len(logits))
+        hits[rows] = logits.argmax(2) == labels
+        if likelihood:
+            each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+            lost[rows] = each.view(len(logits), -1).double().sum(1).cpu()
+        done = rows.stop
+    return hits, lost

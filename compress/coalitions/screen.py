@@ -10,7 +10,6 @@ twice as much as any that was looked at. (Bounds that hold for certain, layer by
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ..channels.groups import ChannelMap
 from ..network.resize import CONVS
 from .activations import Chunk, Relay, margins_of
+from .lanes import give_way, side_by_side
 from .split import Split, split
 from .suffix import Suffix
 
@@ -60,7 +60,7 @@ class Screen:
     @torch.no_grad()
     def logits(self, chunk: Chunk, masks: Tensor, base: Tensor, repeated: bool) -> Iterator[Tensor]:
         """As Suffix.logits, all at once."""
-        base_logits = self._exact_base(chunk, base, repeated)
+        base_logits = self._exact_base(chunk, base)
         spread = base_logits.std(1)
         if float((margins_of(base_logits, chunk.labels).abs() < self.tolerance * spread).float().mean()) > 0.5:
             yield from self.exact.logits(chunk, masks, base, repeated)
@@ -84,32 +84,39 @@ class Screen:
             pairs = (wanted & ~exact).nonzero()
             if not len(pairs):
                 return logits
-            for rows, images in (part.unbind(1) for part in torch.split(pairs, len(chunk))):
-                logits[rows, images] = self._run(chunk, masks[rows], images)
+            rows, images = pairs.unbind(1)
+            logits[rows, images] = self._run(chunk, masks[rows], images)
             exact |= wanted
             off = (margins_of(logits, chunk.labels) - margins).abs() / scale
             self.tolerance = max(self.tolerance, 2 * float(off.nan_to_num(0).max()))
             self.again += len(pairs)
 
-    def _exact_base(self, chunk: Chunk, base: Tensor, repeated: bool) -> Tensor:
+    def _exact_base(self, chunk: Chunk, base: Tensor) -> Tensor:
         """Logits of the base, [images, classes]; once for all games of a network where every unit is present."""
         key = (chunk.start, len(chunk)) if chunk.start is not None and bool(base.all()) else None
         if key is not None and key in self.relay.logits:
             return self.relay.logits[key]
-        (alone,) = self.exact.logits(chunk, base[None], base, repeated)
+        alone = self.exact.at_once(chunk, base[None], base)[0]
         if key is not None:
-            self.relay.logits[key] = alone[0]
-        return alone[0]
+            self.relay.logits[key] = alone
+        return alone
 
     def _rough(self, chunk: Chunk, masks: Tensor, base: Tensor | None) -> Tensor:
         """Logits in bfloat16, [coalitions, images, classes]."""
-        crossing = tuple(tensor.to(LOW) for tensor in chunk.crossing)
-        low = replace(chunk, crossing=crossing, contributions=None, kept=False)
-        return torch.cat(list(self.low.logits(low, masks, base, repeated=False))).float()
+        low = Chunk(tuple(tensor.to(LOW) for tensor in chunk.crossing), chunk.labels)
+        return self.low.at_once(low, masks, base).float()
 
     def _run(self, chunk: Chunk, masks: Tensor, images: Tensor) -> Tensor:
         """Exact logits of pairs of a coalition and an image, [pairs, classes]."""
         own = self.exact.split
-        own.scale(masks.to(chunk.labels.device, self.exact.dtype))
-        logits: Tensor = own.after(*(tensor[images] for tensor in chunk.crossing))
-        return logits
+
+        def of(part: tuple[Tensor, Tensor]) -> Tensor:
+            give_way()
+            some, its = part
+            own.scale(some.to(chunk.labels.device, self.exact.dtype))
+            logits: Tensor = own.after(*(tensor[its] for tensor in chunk.crossing))
+            return logits
+
+        count = min(len(images), own.lanes * -(-len(images) // len(chunk)))
+        parts = list(zip(torch.tensor_split(masks, count), torch.tensor_split(images, count), strict=True))
+        return torch.cat(side_by_side(of, parts, own.lanes))

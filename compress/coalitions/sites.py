@@ -1,5 +1,6 @@
 """The layers that read a group's units, each able to multiply them by a mask or a switch."""
 
+import threading
 from typing import Any
 
 import torch
@@ -28,10 +29,19 @@ class Site(nn.Module):
             self.add_module(name, child)
         self.unit: Tensor
         self.register_buffer("unit", unit, persistent=False)
-        self.scale: Tensor | None = None
+        self._given = threading.local()
         dense = isinstance(layer, nn.Linear) or (isinstance(layer, CONVS) and layer.groups == 1)
         self.dense = dense and is_plain(layer)
         self.axis = -1 if isinstance(layer, nn.Linear) else 1
+
+    @property
+    def scale(self) -> Tensor | None:
+        """Of this thread: each runs other coalitions."""
+        return getattr(self._given, "scale", None)
+
+    @scale.setter
+    def scale(self, value: Tensor | None) -> None:
+        self._given.scale = value
 
     def forward(self, x: Tensor) -> Tensor:
         x, weight = self.operands(x)

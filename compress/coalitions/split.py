@@ -52,8 +52,13 @@ class Split:
     def linear(self) -> bool:
         return self.tail is not None
 
+    @property
+    def lanes(self) -> int:
+        """How many threads may run it at a time: what was not traced may keep a state of its own."""
+        return 1 if self.whole or self.sites[0].unit.device.type != "cpu" else torch.get_num_threads()
+
     def scale(self, value: Tensor | None) -> None:
-        """Multiply the units by `value` ([units]) from now on; None: by one."""
+        """Multiply the units by `value` ([units]) from now on, in this thread; None: by one."""
         for site in self.sites:
             site.scale = value
 

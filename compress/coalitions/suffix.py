@@ -1,11 +1,13 @@
 """Logits of many coalitions behind a mask, each derived from another one where that costs less than running it."""
 
+import threading
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from .activations import CHUNK_BYTES, Chunk, Memory
+from .lanes import give_way, side_by_side
 from .split import Split
 
 RESTART = 256  # coalitions after which a running sum is computed anew, so that rounding errors do not add up
@@ -21,6 +23,7 @@ class Suffix:
     def __init__(self, split: Split, memory: Memory, dtype: torch.dtype):
         self.split, self.memory, self.dtype = split, memory, dtype
         self.passes = 0
+        self._counting = threading.Lock()
         self._one_is_cheap = split.linear and _one_unit_costs_half(split)
 
     def logits(self, chunk: Chunk, masks: Tensor, base: Tensor | None, repeated: bool) -> Iterator[Tensor]:
@@ -31,7 +34,7 @@ class Suffix:
         if not self.split.linear:
             for mask in masks:
                 self.split.scale(mask.to(chunk.labels.device, self.dtype))
-                self.passes += len(chunk)
+                self._pass(len(chunk))
                 yield self.split.after(*chunk.crossing)[None]
             return
         if repeated or len(masks) > 2 * self.split.units:
@@ -59,9 +62,23 @@ class Suffix:
                 yield logits[None]
             elif others:
                 yield tail(z, *others)[None]
-            self.passes += len(z)
+            self._pass(len(z))
         if together:
             yield self._tail_of_all(together)
+
+    def at_once(self, chunk: Chunk, masks: Tensor, base: Tensor | None) -> Tensor:
+        """As `logits` of a chunk that is read once, [coalitions, images, classes]; images are run side by side."""
+
+        def of(part: Chunk) -> Tensor:
+            return torch.cat(list(self.logits(part, masks, base, repeated=False)))
+
+        return torch.cat(side_by_side(of, chunk.cut(self.split.lanes), self.split.lanes), 1)
+
+    def _pass(self, images: int) -> None:
+        """Count the images of one coalition, whichever thread runs it."""
+        give_way()
+        with self._counting:
+            self.passes += images
 
     def contribution(self, chunk: Chunk, unit: int, images: Tensor | None = None) -> Tensor:
         """What a unit adds to the output of the layer that reads it; of all images, or of those numbered `images`."""
