@@ -4,13 +4,14 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+SOON = 0.2  # seconds within which the caller hears of an interrupt, which may not wake one who waits
 _lane = threading.local()
 
 
@@ -31,22 +32,28 @@ def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part], lanes: i
 
     def run(part: Part) -> Result:
         _lane.stop = stop
+        give_way()
         with torch.no_grad():
             return work(part)
 
     pool = _pool(lanes)
-    futures: list[Future[Result]] = [pool.submit(run, part) for part in parts]
+    futures: list[Future[Result]] = []
     try:
-        return [future.result() for future in futures]
-    except BaseException:
+        futures.extend(pool.submit(run, part) for part in parts)
+        while (ended := wait(futures, SOON, FIRST_EXCEPTION)).not_done and not any(f.exception() for f in ended.done):
+            pass
+    finally:
         stop.set()
         wait(futures)
-        raise
+    for error in (future.exception() for future in futures):
+        if error is not None and not isinstance(error, Stopped):
+            raise error
+    return [future.result() for future in futures]
 
 
 def keep_freed_memory() -> None:
     """Let the C library keep what one layer frees for the next, instead of handing pages back and asking for them again, which
-    costs a seventh of the time: glibc keeps twice the largest block that was ever freed, up to this size."""
+    can cost a seventh of the time: glibc keeps twice the largest block that was ever freed, up to this size."""
     torch.empty(2**25 - 2**16, dtype=torch.uint8)  # not touched, so it takes no memory
 
 
@@ -61,10 +68,16 @@ def give_way() -> None:
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that run PyTorch's operators alone."""
     own = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "slimrank-lane", torch.set_num_threads, (1,))
-    wait([pool.submit(barrier.wait) for barrier in [threading.Barrier(threads)] for _ in range(threads)])
+    pool = ThreadPoolExecutor(threads, "slimrank-lane", _alone)
+    started = threading.Barrier(threads)
+    wait([pool.submit(started.wait) for _ in range(threads)])
     torch.set_num_threads(own)  # of threads to come; that of running ones is their own
     return pool
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # or the thread would take over, at its first operator, what others have set by then
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads stay behind

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .activations import CHUNK_BYTES, Chunk, Memory
 from .lanes import give_way, side_by_side
@@ -12,7 +12,6 @@ from .split import Split
 
 RESTART = 256  # coalitions after which a running sum is computed anew, so that rounding errors do not add up
 SILENT = 0.8  # the other images are left out only where a unit is active on a smaller share of them
-CONV_BLOCK = 16  # input channels that a convolution computes at once: one costs as much
 
 Change = tuple[int, int]  # a unit, and +1 where it comes or -1 where it goes
 
@@ -87,7 +86,8 @@ class Suffix:
         site = self.split.sites[0]
         columns = (site.unit == unit).nonzero().flatten()
         x = chunk.crossing[0] if images is None else chunk.crossing[0][images]
-        return site.apply_weight(x.index_select(site.axis, columns), site.layer.weight.index_select(1, columns), bias=False)
+        part, weight = x.index_select(site.axis, columns), site.layer.weight.index_select(1, columns)
+        return site.apply_weight(_channels_last(part), _channels_last(weight), bias=False)
 
     def _tail_of_all(self, outputs: list[Tensor]) -> Tensor:
         assert self.split.tail is not None
@@ -164,9 +164,16 @@ class Suffix:
 def _one_unit_costs_half(split: Split) -> bool:
     """Whether computing one unit's contribution costs at most half of the reading layer."""
     site = split.sites[0]
-    channels = max(1, int((site.unit == 0).sum()))
-    block = 1 if isinstance(site.layer, nn.Linear) else CONV_BLOCK
-    return 2 * (-(-channels // block) * block) <= len(site.unit)
+    return 2 * max(1, int((site.unit == 0).sum())) <= len(site.unit)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """An image tensor in the layout of the layers behind; one channel is of both layouts, and is taken for the other if not
+    told."""
+    if x.dim() != 4:
+        return x
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x if x.shape[1] > 1 else x.as_strided(x.shape, (x.stride(0), 1, x.stride(2), x.stride(3)))
 
 
 def _differences(masks: Tensor, before: Tensor) -> list[list[Change]]:
