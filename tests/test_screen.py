@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from slimrank.compress.channels.tracing import channel_map
-from slimrank.compress.coalitions import screen
+from slimrank.compress.coalitions import fused, screen
 from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.network.checkpoint import load
 from slimrank.compress.rankers import RANKERS, car
@@ -99,6 +99,48 @@ def test_counts_of_resnet20_are_the_exact_ones(layer, resnet20, cifar, pays):
     found, exact = both(game, Coalitions(checkpoint.model, channels, layer, batches, classes=10))
     assert torch.equal(found.by_class, exact.by_class)
     assert game.screen.again < 0.5 * game.n * game.images
+
+
+@pytest.mark.skipif(not fused.available(), reason="this processor or PyTorch does not fuse convs")
+def test_fused_convs_compute_what_they_did():
+    model, channels, batches = random_game(0)
+    game = Coalitions(model, channels, "stem", batches, classes=5)
+    part = game.split.after
+    calls = [node.target for node in part.graph.nodes]
+    (chunk,) = game.chunks()
+    with torch.no_grad():
+        expected = part(*chunk.crossing)
+        fused.fuse(part)
+        torch.testing.assert_close(part(*chunk.crossing), expected, rtol=1e-4, atol=1e-5)
+    assert len(calls) > len([node.target for node in part.graph.nodes])
+    assert any(isinstance(module, fused.Fused) for module in part.modules())
+
+
+class Sums(nn.Module):
+    """Sums behind the filters: with an offset, with something larger, with itself."""
+
+    def __init__(self, which: str):
+        super().__init__()
+        self.which = which
+        self.stem, self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+        self.offset = nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, x):
+        x = torch.relu(self.a(torch.relu(self.stem(x))))
+        y = self.b(x.mean((2, 3), keepdim=True) if self.which == "larger" else x)
+        x = torch.relu(y + {"offset": self.offset, "larger": x, "itself": y}[self.which])
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("which", ["offset", "larger", "itself"])
+def test_whatever_is_added_is_screened(which, pays):
+    torch.manual_seed(0)
+    model, x, labels = Sums(which).eval(), torch.randn(64, 3, 12, 12), torch.arange(64) % 5
+    channels = channel_map(model, x[:1])
+    game = Coalitions(model, channels, "stem", [(x, labels)], classes=5, screened=True)
+    assert game.screen is not None
+    found, exact = both(game, Coalitions(model, channels, "stem", [(x, labels)], classes=5))
+    assert torch.equal(found.by_class, exact.by_class)
 
 
 def test_a_network_that_bfloat16_does_not_run_through_is_played_exactly(pays):

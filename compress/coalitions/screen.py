@@ -10,13 +10,15 @@ twice as much as any that was looked at. (Bounds that hold for certain, layer by
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..channels.groups import ChannelMap
 from ..network.resize import CONVS
 from .activations import Chunk, Relay, margins_of
+from .fused import available, fuse
 from .lanes import give_way, side_by_side
 from .split import Split, split
 from .suffix import Suffix
@@ -47,10 +49,22 @@ class Screen:
         self.exact, self.relay = exact, relay
         self.tolerance = TOLERANCE
         self.again = 0
-        self.low = Suffix(split(model, channels, layer, LOW), exact.memory, LOW)
+        self._low_split = partial(split, model, channels, layer, LOW)
+        self.low = Suffix(self._low_split(), exact.memory, LOW)
 
     def works(self, chunk: Chunk) -> bool:
-        """Whether the layers behind the mask run in bfloat16: not every operator of every network does."""
+        """Whether the layers behind the mask run in bfloat16, fused where that can be: not every operator of every network
+        does."""
+        if available():
+            for part in (self.low.split.after, self.low.split.tail):
+                if isinstance(part, fx.GraphModule):
+                    fuse(part)
+            if self._runs(chunk):
+                return True
+            self.low = Suffix(self._low_split(), self.exact.memory, LOW)
+        return self._runs(chunk)
+
+    def _runs(self, chunk: Chunk) -> bool:
         everyone = torch.ones(1, self.exact.split.units, dtype=torch.bool)
         try:
             return bool(self._rough(chunk, everyone, None).isfinite().all())
