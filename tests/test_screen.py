@@ -117,7 +117,7 @@ def test_fused_convs_compute_what_they_did():
 
 
 class Sums(nn.Module):
-    """Sums behind the filters: with an offset, with something larger, with itself."""
+    """Sums behind the filters: with an offset, with something larger, with itself, with a number."""
 
     def __init__(self, which: str):
         super().__init__()
@@ -128,11 +128,11 @@ class Sums(nn.Module):
     def forward(self, x):
         x = torch.relu(self.a(torch.relu(self.stem(x))))
         y = self.b(x.mean((2, 3), keepdim=True) if self.which == "larger" else x)
-        x = torch.relu(y + {"offset": self.offset, "larger": x, "itself": y}[self.which])
+        x = torch.relu(y + {"offset": self.offset, "larger": x, "itself": y, "number": x.shape[2] / 50}[self.which])
         return self.head(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("which", ["offset", "larger", "itself"])
+@pytest.mark.parametrize("which", ["offset", "larger", "itself", "number"])
 def test_whatever_is_added_is_screened(which, pays):
     torch.manual_seed(0)
     model, x, labels = Sums(which).eval(), torch.randn(64, 3, 12, 12), torch.arange(64) % 5

@@ -23,7 +23,16 @@ from .sites import Site, places
 
 BATCHNORM = nn.modules.batchnorm._BatchNorm
 FRESH = (*CONVS, nn.Linear, BATCHNORM, Site)  # modules whose output is memory of their own
-IN_PLACE: dict[Any, Any] = {torch.relu: torch.relu_, operator.add: operator.iadd, torch.add: operator.iadd}
+
+
+def add_over(x: Tensor, y: Tensor | float) -> Tensor:
+    """x + y, in the memory of x where the sum fits it."""
+    shape = torch.broadcast_shapes(x.shape, y.shape) if isinstance(y, Tensor) else x.shape
+    fits = torch.result_type(x, y) == x.dtype and shape == x.shape
+    return x.add_(y) if fits else x + y
+
+
+IN_PLACE: dict[Any, Any] = {torch.relu: torch.relu_, operator.add: add_over, torch.add: add_over}
 
 
 @dataclass(frozen=True, kw_only=True)
