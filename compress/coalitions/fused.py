@@ -66,6 +66,7 @@ class Fused(nn.Module):
         if other is None:
             out: Tensor = run(x, *where, "relu", [], "")
         else:
+            other = torch.as_tensor(other, dtype=x.dtype)  # or a number
             other = other[(None,) * (4 - other.dim())].contiguous(memory_format=torch.channels_last)
             out = run.binary(x, other, *where, "add", 1.0, "relu", [], "")
         return out
