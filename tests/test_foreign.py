@@ -298,6 +298,15 @@ def tar() -> bytes:
     return held.getvalue()
 
 
+def nameless_tar() -> bytes:
+    """As tar wrote it before POSIX: no magic, only the sum of its header."""
+    header = bytearray(tar())
+    header[257:265] = bytes(8)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    return bytes(header)
+
+
 def npz() -> bytes:
     np.savez(held := io.BytesIO(), weight=np.ones(3))
     return held.getvalue()
@@ -314,9 +323,10 @@ def npz() -> bytes:
         (bz2.compress(b"weights"), "bzip2"),
         (b"\x28\xb5\x2f\xfd\x20\x07", "zstd"),
         (tar(), "tar"),
+        (nameless_tar(), "tar"),
         (npz(), "NumPy"),
     ],
-    ids=["git lfs", "html", "hdf5", "gzip", "xz", "bzip2", "zstd", "tar", "npz"],
+    ids=["git lfs", "html", "hdf5", "gzip", "xz", "bzip2", "zstd", "tar", "tar of 1979", "npz"],
 )
 def test_sound_files_of_another_kind_are_named(tmp_path, content, what):
     (tmp_path / "other.pt").write_bytes(content)

@@ -1,10 +1,13 @@
 """Networks as people write them: outputs, weights applied from outside, weights that are computed, errors of their own."""
 
 import copy
+import operator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from slimrank.compress.channels import captured, channel_map, masked
 from slimrank.compress.network import zoo
@@ -14,6 +17,7 @@ from slimrank.compress.network.forward import forward, logits_of
 from slimrank.compress.network.graph import out_of_place
 from slimrank.compress.network.inputs import image_channels
 from slimrank.compress.network.plain import fuse
+from slimrank.compress.network.positional import exchange
 from slimrank.compress.pruning.surgery import cut
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import Preprocessing
@@ -51,7 +55,9 @@ def test_logits_are_taken_from_whatever_is_returned(output):
     cut_exactly(model, "a")
 
 
-@pytest.mark.parametrize("network", [theirs.FunctionalLinear, theirs.FunctionalConv, theirs.ForwardOfTheInstance])
+@pytest.mark.parametrize(
+    "network", [theirs.FunctionalLinear, theirs.FunctionalConv, theirs.ForwardOfTheInstance, theirs.ByKeyword]
+)
 def test_a_weight_that_is_applied_from_outside_is_its_layers(network):
     torch.manual_seed(0)
     model = network().double().eval()
@@ -69,14 +75,75 @@ def functional_linear(**_: int) -> nn.Module:
     return theirs.FunctionalLinear()
 
 
-def test_a_classifier_applied_from_outside_is_exchanged_and_reloaded(tmp_path):
+def by_keyword(**_: int) -> nn.Module:
+    return theirs.ByKeyword()
+
+
+def computed_by_keyword(**_: int) -> nn.Module:
+    model = theirs.ByKeyword()
+    parametrizations.weight_norm(model.b)
+    return model
+
+
+@pytest.mark.parametrize("constructor", [functional_linear, by_keyword])
+def test_a_classifier_applied_from_outside_or_by_keyword_is_exchanged_and_reloaded(constructor, tmp_path):
     torch.manual_seed(0)
-    model = adapt(theirs.FunctionalLinear().eval(), X[:1].float())
-    model.fc = decomposed(model.fc, torch.tensor([[0, 2, 5]] * 5))
+    model = adapt(constructor().eval(), X[:1].float())
+    exchange(model, "fc", decomposed(model.fc, torch.tensor([[0, 2, 5]] * 5)))
     expected = model(X.float())
-    given = Checkpoint(model, f"{__name__}:functional_linear", {}, Preprocessing.default(3, 12))
+    given = Checkpoint(model, f"{__name__}:{constructor.__name__}", {}, Preprocessing.default(3, 12))
     save(given, tmp_path / "slim.safetensors")
-    assert torch.equal(load(tmp_path / "slim.safetensors", model=given.name).model(X.float()), expected)
+    again = load(tmp_path / "slim.safetensors", model=given.name).model
+    assert torch.equal(again(X.float()), expected)
+    with captured(again, ["fc"]) as inputs:
+        again(X.float())
+    assert inputs["fc"].shape == (2, 8)
+    assert channel_map(again, X[:1].float()).classifier == "fc"
+
+
+def test_what_is_called_by_keyword_is_made_plain_too(tmp_path):
+    torch.manual_seed(0)
+    torch.save(computed_by_keyword().state_dict(), tmp_path / "given.pt")
+    given = load(tmp_path / "given.pt", model=f"{__name__}:computed_by_keyword", size=12)
+    assert type(given.model.b) is nn.Conv2d
+    channels = channel_map(given.model, given.example())
+    smaller = cut(given.model, channels, channels.removed({"a": range(4), "b": range(3)}))
+    save(given.then(smaller, step="prune"), tmp_path / "slim.safetensors")
+    again = load(tmp_path / "slim.safetensors", model=given.name)
+    assert torch.equal(again.model(X.float()), smaller(X.float()))
+
+
+CHANGES_IN_PLACE = {
+    "relu": lambda x: F.relu(x, True),
+    "by keyword": lambda x: F.leaky_relu(input=x, inplace=True, negative_slope=0.3),
+    "by position": lambda x: F.leaky_relu(x, 0.3, True),
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 0.5, inplace=True),
+    "dropout": lambda x: F.dropout(x, 0.5, training=False, inplace=True),
+    "underscore": lambda x: F.leaky_relu_(x, 0.3),
+    "subtraction": lambda x: operator.isub(x, 0.3),
+    "division": lambda x: operator.itruediv(x, 0.3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_IN_PLACE.values(), ids=CHANGES_IN_PLACE)
+def test_a_graph_leaves_its_inputs_alone(change):
+    class Changes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return change(x) + 1
+
+    given = X.clone()
+    found = out_of_place(Changes())(given)
+    assert torch.equal(given, X)
+    torch.testing.assert_close(found, Changes()(X.clone()))
+
+
+def test_a_graph_that_cannot_leave_its_inputs_alone_is_refused():
+    class Clamps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.clamp_(x, -0.5, 0.5)
+
+    with pytest.raises(ValueError, match="clamp_ changes a tensor in place"):
+        out_of_place(Clamps())
 
 
 def test_a_dict_without_a_name_for_logits_is_told():

@@ -58,6 +58,20 @@ class FunctionalLinear(Plain):
         return F.linear(self.features(x), self.fc.weight, self.fc.bias)
 
 
+class ByKeyword(Plain):
+    """Each layer called by keyword: those of PyTorch, one of the user's own, an activation, a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act = PadsFirst(3, 12, 3, 2), nn.ReLU()
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.relu(input=self.b(input=self.act(input=self.a(picture=x)))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(input=self.features(x))
+
+
 class FunctionalConv(Plain):
     def features(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, self.a.weight, self.a.bias, stride=2, padding=(1, 1))
@@ -68,6 +82,11 @@ class ForwardOfTheInstance(Plain):
     def __init__(self) -> None:
         super().__init__()
         self.forward = lambda x: (self.fc(self.features(x)),)
+
+
+class PadsFirst(nn.Conv2d):
+    def forward(self, picture: Tensor) -> Tensor:
+        return super().forward(F.pad(picture, (0, 1, 0, 1)))
 
 
 class Standardised(nn.Conv2d):

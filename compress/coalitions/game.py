@@ -112,7 +112,10 @@ class Coalitions:
         self.images = int(self.class_images.sum())
         if classes > 1 and int((self.class_images > 0).sum()) == 1:
             only = int(self.class_images.argmax())
-            raise SlimrankError(f"all images ({self.images}) are of class {only}: accuracy says nothing there; raise `limit`")
+            raise SlimrankError(
+                f"all images ({self.images}) are of class {only}: accuracy says nothing there; raise `limit`, "
+                "or the share of `validation`"
+            )
         if hard_first and self.activations.complete and 2 * budget.free >= memory:  # sorting needs a copy
             self.activations.hard_first()
         self.screen: Screen | None = None

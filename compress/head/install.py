@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...clone import clone
 from ..channels import channel_map
+from ..network.positional import exchange
 from ..network.subspace import SubspaceLinear
 from ..pruning.surgery import cut
 from .classifier import Classifier
@@ -56,8 +57,7 @@ def folding(classifier: Classifier, order: Tensor) -> nn.Module | None:
 def with_head(model: nn.Module, layer: str, head: nn.Module) -> nn.Module:
     """A copy of the model with another classifier."""
     model = clone(model)
-    owner, _, leaf = layer.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, head)
+    exchange(model, layer, head)
     return model
 
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .forward import Keys, at, flat, forward, logits_of, place
 from .layers import OPERATORS, WEIGHTED, Applied, applied, sided, watched
+from .positional import made_positional
 
 OWN, READ = "_slimrank_forward", "_slimrank_read"  # of the instance: the forward() it was given, how its network is read
 
@@ -30,7 +31,8 @@ class Read:
 
 
 def adapt(model: nn.Module, example: Tensor, classes: int | None = None) -> nn.Module:
-    """Let a network give logits [images, classes] and call its layers, in place, where its own forward() does otherwise.
+    """Let a network give logits [images, classes] and call its layers with one tensor, in place, where its own forward() does
+    otherwise.
 
     `example`: [1, channels, height, width]; `classes`: how many logits there are, where that is known. The network is run.
     Raises SlimrankError for a forward() that fails (with its own error) or gives no logits.
@@ -40,7 +42,7 @@ def adapt(model: nn.Module, example: Tensor, classes: int | None = None) -> nn.M
     def astray(call: Applied) -> bool:
         return id(call.weight) in owners and owners[id(call.weight)] not in call.within
 
-    with watched(model, astray) as watch:
+    with made_positional(model), watched(model, astray) as watch:
         output = forward(model, example)
     keys = place(output, classes)
     logits = at(output, keys)

@@ -19,7 +19,7 @@ OTHERS = {  # how a file begins that is no checkpoint -> what it is, what to do
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it first"),
 }
 SAVED = (b"PK\x03\x04", b"\x80")  # of what torch.save writes: an archive, before 1.6 a pickle
-TAR = slice(257, 262)  # bytes of a tar archive that say so; Python's own look would unpack the file to see
+TAR, SUM = 512, slice(148, 156)  # bytes of a tar header, and which of them hold their sum, as octal digits
 DEFLATED = 4  # bytes out of each byte of an archive; torch.save does not compress
 SPARE = 2**20  # bytes that any archive may hold
 
@@ -46,12 +46,19 @@ def refuse_others(path: Path) -> None:
         known = "an archive of torch.export", SAVE
     elif names and all(name.endswith(".npy") for name in names):
         known = "an archive of NumPy", SAVE
-    elif _start(path, TAR.stop)[TAR] == b"ustar":
+    elif _is_tar(_start(path, TAR)):
         known = "a tar archive", "unpack it first"
     elif path.suffix.lower() == ".safetensors" and start.startswith(SAVED):
         known = "what torch.save writes, not safetensors", "if it is yours, call it .pt"
     if known is not None:
         raise SlimrankError(f"{path} is {known[0]}; {known[1]}")
+
+
+def _is_tar(header: bytes) -> bool:
+    """Tell the header of a tar archive, with or without a magic; Python's own look would unpack the file to see."""
+    digits = header[SUM].strip(b" \0")
+    total = sum(header) - sum(header[SUM]) + sum(b" " * 8)
+    return len(header) == TAR and re.fullmatch(rb"[0-7]+", digits) is not None and int(digits, 8) == total
 
 
 def check_archive(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """A network as a graph of its operators, each of which leaves its inputs alone."""
 
+import inspect
 import operator
 from typing import Any
 
@@ -7,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-OUT_OF_PLACE: dict[Any, Any] = {
-    F.relu: torch.relu, torch.relu_: torch.relu, operator.iadd: operator.add, operator.imul: operator.mul,
-}  # fmt: skip
+from .positional import first_keyword
+
+OUT_OF_PLACE: dict[Any, Any] = {F.relu: torch.relu, torch.relu_: torch.relu} | {
+    getattr(operator, f"i{name.strip('_')}"): getattr(operator, name)
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift")
+}
 
 
 PLAIN: dict[Any, type[nn.Module]] = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d, F.linear: nn.Linear}
@@ -35,17 +39,38 @@ def out_of_place(model: nn.Module) -> fx.GraphModule:
     for node in traced.graph.nodes:
         if node.op == "call_module":
             module: Any = traced.get_submodule(str(node.target))
+            if keyword := first_keyword(module, node.args, node.kwargs):
+                node.args, node.kwargs = (node.kwargs[keyword],), {k: v for k, v in node.kwargs.items() if k != keyword}
             if isinstance(module, nn.ReLU):
-                node.op, node.target, node.kwargs = "call_function", torch.relu, {}
+                node.op, node.target = "call_function", torch.relu
             elif getattr(module, "inplace", False):
                 module.inplace = False
         elif node.op == "call_function":
-            node.target = OUT_OF_PLACE.get(node.target, node.target)
-            if node.target is torch.relu or node.kwargs.get("inplace"):
-                node.args, node.kwargs = node.args[:1] if node.target is torch.relu else node.args, {}
+            _leave_inputs(node)
         elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
             raise ValueError(f"{node.target} changes a tensor in place")
+    traced.recompile()
     return traced
+
+
+def _leave_inputs(node: fx.Node) -> None:
+    """Make a function the one that leaves its inputs alone. Raises ValueError where there is none."""
+    function: Any = node.target
+    name = getattr(function, "__name__", "")
+    changing = "out" in node.kwargs or (name.endswith("_") and not hasattr(operator, name))  # as relu_, not as operator.and_
+    node.target = OUT_OF_PLACE.get(function) or (changing and getattr(F, name.rstrip("_"), None)) or function
+    if changing and node.target is function:
+        raise ValueError(f"{name} changes a tensor in place")
+    if node.target is torch.relu:
+        node.args, node.kwargs = (node.args or (node.kwargs["input"],))[:1], {}
+        return
+    try:
+        given = inspect.signature(function).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # an operator of C, none of which takes `inplace`
+        return
+    if given.arguments.get("inplace"):
+        given.arguments["inplace"] = False
+        node.args, node.kwargs = given.args, given.kwargs
 
 
 def _call_layers(traced: fx.GraphModule) -> None:
@@ -62,7 +87,6 @@ def _call_layers(traced: fx.GraphModule) -> None:
         traced.set_submodule(name, _plain(PLAIN[node.target], traced.get_submodule(name), bias is not None, given))
         node.op, node.target, node.args, node.kwargs = "call_module", name, (x,), {}
     traced.graph.eliminate_dead_code()
-    traced.recompile()
 
 
 def _plain(kind: type[nn.Module], layer: nn.Module, biased: bool, settings: dict[str, Any]) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .forward import forward
 from .layers import WEIGHTED, Applied, watched
+from .positional import made_positional
 
 
 class PaddedConv2d(nn.Conv2d):
@@ -25,7 +26,8 @@ class PaddedConv2d(nn.Conv2d):
 
 
 KINDS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (*WEIGHTED, PaddedConv2d)}
-KEPT = ("training", "_forward_pre_hooks", "_forward_hooks")  # of the module that is made plain: its hooks are of use
+# of the module that is made plain: its hooks are of use
+KEPT = ("training", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks")
 
 
 def fuse(model: nn.Module, example: Tensor) -> nn.Module:
@@ -36,14 +38,14 @@ def fuse(model: nn.Module, example: Tensor) -> nn.Module:
     the network does not run.
     """
     own = {id(tensor) for module in model.modules() if isinstance(module, WEIGHTED) for tensor in _weights(module)}
-    with watched(model, lambda call: id(call.weight) not in own) as watch:
+    with made_positional(model), watched(model, lambda call: id(call.weight) not in own) as watch:
         forward(model, example)
     names = dict.fromkeys(call.within[-1] for call in watch.calls if len(call.within) > 1)
     if not names:
         return model
     inputs: dict[str, tuple[Any, ...]] = {}
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _m, x, name=name: inputs.__setitem__(name, x), prepend=True)
+        model.get_submodule(name).register_forward_pre_hook(lambda _m, x, name=name: inputs.__setitem__(name, x))
         for name in names
     ]
     try:

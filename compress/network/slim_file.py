@@ -22,6 +22,7 @@ from .inputs import image
 from .limits import in_proportion, small_images
 from .papers import PadShortcut
 from .plain import KINDS, become, settings_of
+from .positional import exchange
 from .record import Checkpoint
 from .resize import fit_attributes, replace_tensor
 from .state import State, check_sound, fill
@@ -158,13 +159,12 @@ def _made_plain(module: nn.Module, original: nn.Module | None) -> bool:
 
 def _change(model: nn.Module, name: str, change: Change, state: State) -> None:
     """Change one module of a fresh network as the header says."""
-    owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(name)
     if isinstance(change, Subspaces):
         if not isinstance(module, nn.Linear) or change.in_features > module.in_features:
             raise ValueError(f"{name} was no linear layer of {change.in_features} features")
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-        setattr(model.get_submodule(owner), leaf, _subspace_linear(change, own))
+        exchange(model, name, _subspace_linear(change, own))
     elif isinstance(change, Plain):
         bias = state[f"{name}.bias"] if change.bias else None
         become(module, change.type, state[f"{name}.weight"], bias, change.settings)
