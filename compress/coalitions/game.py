@@ -10,6 +10,7 @@ fast, and where:
   and a coalition that differs from the one before by one unit costs one addition, then the layers behind (suffix.py);
 - an image on which a unit is silent (all zero) keeps its decision when that unit goes (suffix.py);
 - coalitions whose layers behind are small run together (suffix.py);
+- parts of the images run side by side, each on a thread of its own (lanes.py);
 - where bfloat16 is fast, it tells which images are near a change of decision, and only those run in float32 (screen.py);
 - a coalition that can no longer win is dropped (`floor`), the images that decide it first (`hard_first`).
 """
