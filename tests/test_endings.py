@@ -69,6 +69,7 @@ def test_a_second_run_is_refused_and_sigterm_frees_the_folder(trained, tmp_path,
         deadline = time.monotonic() + 120
         while not (out / "state.json").exists() and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        assert first.poll() is None
         assert main(words) == 1
         assert f"another run is at work in {out}" in capsys.readouterr().err
         while first.poll() is None and time.monotonic() < deadline:
