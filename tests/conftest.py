@@ -1,9 +1,10 @@
 """Real data and checkpoints for the tests that need them; unpacked once a run."""
 
+import fcntl
 import gzip
 import os
 import shutil
-import tarfile
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,18 @@ def resnet18() -> Path:
 
 @pytest.fixture(scope="session")
 def cifar(tmp_path_factory) -> Path:
-    """CIFAR-10 (JPEG) as a folder with train/ and test/."""
-    folder = tmp_path_factory.mktemp("cifar")
-    with tarfile.open(shared("data/cifar10-jpeg.tar.gz")) as archive:
-        archive.extractall(folder, filter="data")
+    """CIFAR-10 (JPEG) as a folder with train/ and test/: 60,000 files, unpacked once for all workers."""
+    archive, run = shared("data/cifar10-jpeg.tar.gz"), tmp_path_factory.getbasetemp()
+    folder = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "cifar"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            if tar := shutil.which("tar"):
+                subprocess.run([tar, "xzf", archive], cwd=folder, check=True)
+            else:
+                shutil.unpack_archive(archive, folder, filter="data")
+            (folder / "done").touch()
     return folder / "cifar10-jpeg"
 
 

@@ -1,5 +1,6 @@
 """Images side by side, a thread each: the same counts, no thread's settings changed, no part left running."""
 
+import signal
 import threading
 import time
 from _thread import interrupt_main
@@ -92,8 +93,11 @@ def run_until_stopped(ended: list[str]) -> None:
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_part_that_fails_ends_the_others_and_is_told(failing):
     ended: list[str] = []
+    both = threading.Barrier(2)
 
     def work(part):
+        if part < 2:
+            both.wait(10)
         if part == failing:
             raise ValueError("of this part")
         run_until_stopped(ended)
@@ -106,6 +110,7 @@ def test_a_part_that_fails_ends_the_others_and_is_told(failing):
 
 
 def test_an_interrupt_ends_all_parts():
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell starts in the background
     ended: list[str] = []
 
     def work(part):
@@ -113,6 +118,9 @@ def test_an_interrupt_ends_all_parts():
             interrupt_main()
         run_until_stopped(ended)
 
-    with pytest.raises(KeyboardInterrupt):
-        side_by_side(work, range(2), 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side(work, range(2), 2)
+    finally:
+        signal.signal(signal.SIGINT, own)
     assert set(ended) <= {"stopped"}
