@@ -14,6 +14,7 @@ from .errors import Terminated
 UNBROKEN = {  # functions, by module, that an exception from outside must not enter
     ("importlib._bootstrap", "_find_and_load"),  # modules in C take it for an error of their own, or abort the process
     ("slimrank.files", "clear"),
+    ("slimrank.evaluate.data.loading", "_started"),  # a loader that is half made cannot end its processes
     ("tempfile", "__init__"), ("tempfile", "mkdtemp"), ("tempfile", "cleanup"), ("tempfile", "_cleanup"),
 }  # fmt: skip
 BEGINS = ("__main__", "slimrank.__main__", "slimrank.cli", "slimrank.verbs")  # import before there is anything to lose

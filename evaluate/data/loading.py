@@ -1,6 +1,7 @@
 """Decode batches in worker processes. What comes out is the same for any number of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ...errors import SlimrankError
 
 Batch = tuple[list[int], list[int] | None]  # positions of images, and a seed for each where they are cropped at random
 MAX_WORKERS = 256
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Decoding(Dataset[Tensor | str]):
@@ -39,9 +41,10 @@ def decoded(read: Callable[[Batch], Tensor], batches: Sequence[Batch], workers: 
         return
     loader = DataLoader(
         Decoding(read), batch_size=None, sampler=batches, num_workers=workers, collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # else it draws from the global one, which dropout draws from
     )  # fmt: skip
-    running = iter(loader)
+    running = _started(loader)
     while True:
         try:
             pixels = next(running, None)
@@ -55,6 +58,21 @@ def decoded(read: Callable[[Batch], Tensor], batches: Sequence[Batch], workers: 
         if isinstance(pixels, str):
             raise SlimrankError(pixels)
         yield pixels
+
+
+def _started(loader: Iterable[Any]) -> Iterator[Any]:
+    """Start the processes; from their first moment they leave Ctrl-C to this one, which ends them."""
+    own = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, own)
+
+
+def _leave_signals(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _as_it_is(batch: Any) -> Any:
