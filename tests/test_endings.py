@@ -4,10 +4,12 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,18 @@ from slimrank.compress.pipeline import STAGES
 from slimrank.endings import ending
 from slimrank.errors import SlimrankError, Terminated
 from slimrank.evaluate.data import Preprocessing, open_data
+
+FAULTS = Path(__file__).with_name("faults")
+
+
+def test_faults():
+    """tests/faults in a process of its own: it forks the process that it runs in, which must hold no threads of other tests."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", "0", "--dist", "no", FAULTS]
+    done = subprocess.run(
+        command, cwd=FAULTS.parents[1], capture_output=True, text=True, timeout=400,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.parametrize(
