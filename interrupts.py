@@ -17,7 +17,8 @@ UNBROKEN = {  # functions, by module, that an exception from outside must not en
     ("slimrank.evaluate.data.loading", "_started"),  # a loader that is half made cannot end its processes
     ("tempfile", "__init__"), ("tempfile", "mkdtemp"), ("tempfile", "cleanup"), ("tempfile", "_cleanup"),
 }  # fmt: skip
-BEGINS = ("__main__", "slimrank.__main__", "slimrank.cli", "slimrank.verbs")  # import before there is anything to lose
+# import before there is anything to lose
+BEGINS = ("__main__", "slimrank.__main__", "slimrank.cli", "slimrank.verbs", "slimrank.compress.stages.options")
 SOON = 0.05  # seconds until a signal that came at a bad moment is tried again
 _tries = itertools.count()
 PATIENCE = 600  # tries; what never ends is interrupted all the same

@@ -292,9 +292,9 @@ def test_a_deeper_network_of_the_same_family_is_another(tmp_path, theirs, ours):
         load(tmp_path / "other.pt", model=ours)
 
 
-def tar() -> bytes:
+def tar(name: str = "weights") -> bytes:
     with tarfile.open(fileobj=(held := io.BytesIO()), mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("weights"), io.BytesIO())
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     return held.getvalue()
 
 
@@ -324,9 +324,10 @@ def npz() -> bytes:
         (b"\x28\xb5\x2f\xfd\x20\x07", "zstd"),
         (tar(), "tar"),
         (nameless_tar(), "tar"),
+        (tar("sys_info"), "PyTorch 0.1"),
         (npz(), "NumPy"),
     ],
-    ids=["git lfs", "html", "hdf5", "gzip", "xz", "bzip2", "zstd", "tar", "tar of 1979", "npz"],
+    ids=["git lfs", "html", "hdf5", "gzip", "xz", "bzip2", "zstd", "tar", "tar of 1979", "torch 0.1", "npz"],
 )
 def test_sound_files_of_another_kind_are_named(tmp_path, content, what):
     (tmp_path / "other.pt").write_bytes(content)

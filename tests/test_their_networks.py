@@ -6,6 +6,7 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -18,9 +19,12 @@ from slimrank.compress.network.graph import out_of_place
 from slimrank.compress.network.inputs import image_channels
 from slimrank.compress.network.plain import fuse
 from slimrank.compress.network.positional import exchange
+from slimrank.compress.network.reading import Reading
 from slimrank.compress.pruning.surgery import cut
+from slimrank.compress.stages.evaluate import same_decisions
 from slimrank.errors import SlimrankError
 from slimrank.evaluate.data import Preprocessing
+from slimrank.evaluate.dataspec import DataSpec
 
 from . import their_networks as theirs
 from .toy_models import decomposed
@@ -235,3 +239,19 @@ class GateFirst(theirs.Plain):
 @pytest.mark.parametrize("fold", [1, 2, 4])
 def test_what_an_image_is_made_of_is_found_by_running(channels, fold):
     assert image_channels(GateFirst(channels, fold), (32, 32)) == channels
+
+
+def test_decisions_of_an_own_network_are_compared_where_it_is_named(tmp_path):
+    torch.manual_seed(0)
+    model = adapt(by_keyword().eval(), X[:1].float())
+    given = Checkpoint(model, f"{__name__}:by_keyword", {"num_classes": 5}, Preprocessing.default(3, 12))
+    paths = [tmp_path / "one.safetensors", tmp_path / "other.safetensors"]
+    for path in paths:
+        save(given, path)
+    for i in range(6):
+        (tmp_path / "pictures" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((12, 12), 50).convert("RGB").save(tmp_path / "pictures" / str(i % 2) / f"{i}.png")
+    spec = DataSpec(data=f"images:{tmp_path / 'pictures'}")
+    assert same_decisions(paths, Reading(model=given.name), spec) == (1.0, pytest.approx(6, abs=5))
+    with pytest.raises(SlimrankError, match="the user's own model"):
+        same_decisions(paths, Reading(), spec)

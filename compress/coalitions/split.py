@@ -63,8 +63,9 @@ class Split:
 
     @property
     def lanes(self) -> int:
-        """How many threads may run it at a time: what was not traced may keep a state of its own."""
-        return 1 if self.whole or self.sites[0].unit.device.type != "cpu" else torch.get_num_threads()
+        """How many threads run it at a time: what was not traced may keep a state of its own, one linear layer is too short."""
+        alone = self.whole or self.logits or self.sites[0].unit.device.type != "cpu"
+        return 1 if alone else torch.get_num_threads()
 
     def scale(self, value: Tensor | None) -> None:
         """Multiply the units by `value` ([units]) from now on, in this thread; None: by one."""

@@ -48,6 +48,8 @@ def refuse_others(path: Path) -> None:
         known = "an archive of NumPy", SAVE
     elif _is_tar(_start(path, TAR)):
         known = "a tar archive", "unpack it first"
+        if _start(path).startswith(b"sys_info\0"):
+            known = "a checkpoint of PyTorch 0.1", "load it with torch.load, if it is yours, and save model.state_dict()"
     elif path.suffix.lower() == ".safetensors" and start.startswith(SAVED):
         known = "what torch.save writes, not safetensors", "if it is yours, call it .pt"
     if known is not None:
