@@ -5,12 +5,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
+from google.protobuf import message
 
 from ..errors import SlimrankError
 
 LARGEST = 2**30  # bytes of one tensor, where axes that are open count as one
 FOLLOWED = 10**5  # numbers of a tensor whose values are followed
 GROWS = ("ConstantOfShape", "Expand", "Range", "Tile", "Concat")  # operators that make many integers out of few
+# what onnx and protobuf raise for a file that is none
+UNREADABLE = (
+    OSError, ValueError, TypeError, RuntimeError, message.Error,
+    onnx.checker.ValidationError, onnx.shape_inference.InferenceError,
+)  # fmt: skip
 SMALL = 1024  # numbers of a constant whose values may decide a shape
 
 
@@ -28,7 +34,7 @@ def check_declared(path: str | Path) -> None:
         held = max(LARGEST, *_sizes(Path(path), model.graph))
         sparse = [(tensor.values.name, tensor.dims, tensor.values.data_type) for tensor in model.graph.sparse_initializer]
         _without_weights(model.graph)
-    except Exception:  # protobuf's and onnx's own exceptions differ between versions
+    except UNREADABLE:
         return
     inferred = _inferred(model, values=False)
     _refuse_large(path, [*sparse, *_tensors(inferred)], held)
@@ -40,7 +46,7 @@ def _inferred(model: onnx.ModelProto, values: bool) -> onnx.GraphProto:
     """The graph with the shapes that ONNX infers, following `values` that decide one; empty where it cannot."""
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=values).graph
-    except Exception:  # protobuf's and onnx's own exceptions differ between versions
+    except UNREADABLE:
         return onnx.GraphProto()
 
 

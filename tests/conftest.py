@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from slimrank.compress.coalitions import screen
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SLIMRANK_SHARED", ROOT.parent / "shared"))
 
@@ -73,3 +75,11 @@ def trained(tmp_path_factory) -> Path:
     words = ["train", "--model", "lenet5", "--data", "digits", "--epochs", "3", "--lr", "0.05", "-o", str(path)]
     assert main(words) == 0
     return path
+
+
+@pytest.fixture
+def pays(monkeypatch):
+    """Screen whatever the processor and however small the game."""
+    monkeypatch.setattr(screen, "FEWEST_PAIRS", 1)
+    monkeypatch.setattr(screen, "FEWEST_CONVS", 0)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)

@@ -14,7 +14,7 @@ from slimrank.compress.coalitions.game import Coalitions
 from slimrank.compress.coalitions.lanes import Stopped, give_way, side_by_side
 from slimrank.compress.rankers import car
 
-from .test_screen import pays, random_game  # noqa: F401
+from .test_screen import random_game
 
 
 @pytest.fixture(params=[2, 3])
@@ -37,7 +37,7 @@ def outcomes(layer, screened):
 
 @pytest.mark.parametrize("screened", [False, True], ids=["exact", "screened"])
 @pytest.mark.parametrize("layer", ["stem", "a", "c"])
-def test_the_counts_are_those_of_one_thread(layer, screened, threads, pays, monkeypatch):  # noqa: F811
+def test_the_counts_are_those_of_one_thread(layer, screened, threads, pays, monkeypatch):
     monkeypatch.setattr(activations, "CHUNK_BYTES", 8 * 8 * 10 * 10 * 4)
     found, greedy = outcomes(layer, screened)
     assert torch.get_num_threads() == threads

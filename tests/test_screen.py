@@ -48,14 +48,6 @@ def random_game(seed: int, cast: bool = False):
     return model, channel_map(model, x[:1]), [(x[:40], labels[:40]), (x[40:], labels[40:])]
 
 
-@pytest.fixture
-def pays(monkeypatch):
-    """Screen whatever the processor and however small the game."""
-    monkeypatch.setattr(screen, "FEWEST_PAIRS", 1)
-    monkeypatch.setattr(screen, "FEWEST_CONVS", 0)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-
-
 def both(game, exact):
     """Outcomes of a screened game and an exact one, the whole network and without each unit."""
     return car.with_and_without(game), car.with_and_without(exact)

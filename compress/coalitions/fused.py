@@ -1,7 +1,7 @@
 """Convs that add and rectify what they have just computed, where oneDNN does that in one operator.
 
 The operator is the one that torch.compile emits for the CPU; PyTorch has no public name for it. It saves reading and writing
-each output once or twice more, which is a tenth of the time where convs run in bfloat16.
+each output once or twice more: 4 to 12 % of a residual block of ResNet-20 in bfloat16.
 """
 
 import operator
@@ -59,14 +59,14 @@ class Fused(nn.Module):
         super().__init__()
         self.conv = conv
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor | float | None = None) -> Tensor:
         conv = self.conv
         where = conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
         run: Any = torch.ops.mkldnn._convolution_pointwise
         if other is None:
             out: Tensor = run(x, *where, "relu", [], "")
         else:
-            other = torch.as_tensor(other, dtype=x.dtype)  # or a number
+            other = torch.as_tensor(other, dtype=x.dtype)
             other = other[(None,) * (4 - other.dim())].contiguous(memory_format=torch.channels_last)
             out = run.binary(x, other, *where, "add", 1.0, "relu", [], "")
         return out

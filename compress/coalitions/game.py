@@ -177,12 +177,13 @@ class Coalitions:
     def _decide(self, chunk: Chunk, masks: Tensor, base: Tensor | None, likelihood: bool) -> tuple[Tensor, Tensor]:
         """Which images each coalition decides correctly (0 or 1, [coalitions, images]); cross-entropy summed over them,
         float64 [coalitions], zero unless asked for."""
-        repeated = self.plays > 1
-        if self.screen is not None and base is not None:
-            return _decided(self.screen.logits(chunk, masks, base, repeated), chunk.labels, len(masks), likelihood)
+        screened = None if self.screen is None or base is None else self.screen.logits(chunk, masks, base)
+        if screened is not None:
+            return _decided([screened], chunk.labels, len(masks), likelihood)
 
         def exactly(part: Chunk) -> tuple[Tensor, Tensor]:
-            return _decided(self.suffix.logits(part, masks, base, repeated), part.labels, len(masks), likelihood)
+            runs = self.suffix.logits(part, masks, base, repeated=self.plays > 1)
+            return _decided(runs, part.labels, len(masks), likelihood)
 
         lanes = self.split.lanes
         hits, lost = zip(*side_by_side(exactly, chunk.cut(lanes), lanes), strict=True)

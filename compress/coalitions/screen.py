@@ -9,7 +9,6 @@ never less than twice the worst seen. That is evidence, not proof: a decision ca
 twice as much as any that was looked at. (Bounds that hold for certain, layer by layer, would leave every image open.)
 """
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -41,8 +40,8 @@ def pays(split: Split, pairs: int, dtype: torch.dtype, device: torch.device) -> 
 class Screen:
     """Logits as those of `exact`, estimated in bfloat16 where the decision is clear.
 
-    `tolerance`: share of the standard deviation of an image's logits; `passes` and `again`: pairs of a coalition and an image
-    that were run, and those of them that were run once more in float32. `relay`: keeps the exact logits of the whole network.
+    `tolerance`: share of the standard deviation of an image's logits; `again`: pairs of a coalition and an image that were run
+    once more in float32. `relay`: keeps the exact logits of the whole network.
     """
 
     def __init__(self, exact: Suffix, model: nn.Module, channels: ChannelMap, layer: str, relay: Relay):
@@ -72,20 +71,19 @@ class Screen:
             return False
 
     @torch.no_grad()
-    def logits(self, chunk: Chunk, masks: Tensor, base: Tensor, repeated: bool) -> Iterator[Tensor]:
-        """As Suffix.logits, all at once."""
+    def logits(self, chunk: Chunk, masks: Tensor, base: Tensor) -> Tensor | None:
+        """Of the coalitions `masks`, [coalitions, images, classes]; None where most images are so near that it does not pay."""
         base_logits = self._exact_base(chunk, base)
         spread = base_logits.std(1)
         if float((margins_of(base_logits, chunk.labels).abs() < self.tolerance * spread).float().mean()) > 0.5:
-            yield from self.exact.logits(chunk, masks, base, repeated)
-            return
+            return None
         logits = base_logits.repeat(len(masks), 1, 1)
         others = (masks != base).any(1)
         if bool(others.any()):
             rough = self._rough(chunk, torch.cat([base[None], masks[others]]), base)
             change = rough[1:] - rough[0]
             logits[others] = self._settled(chunk, masks[others], base_logits + change, spread + change.std(2))
-        yield logits
+        return logits
 
     def _settled(self, chunk: Chunk, masks: Tensor, logits: Tensor, scale: Tensor) -> Tensor:
         """Estimates, exact where the margin is within the tolerance times `scale` ([coalitions, images])."""
